@@ -1,0 +1,200 @@
+"""How the low-dose image and its prior become one: pixel-wise self-correcting fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
+from torch import Tensor, nn
+
+# Shapes in this file: B batch, H W image. All images are in HU.
+
+FUSION_MODES = ("adaptive", "updown", "fixed", "noise_match")
+
+#: Above this a smoothed pixel counts as body, HU; as far from air as from water.
+BODY_HU = -500.0
+
+
+class SelfCorrectingFusion(nn.Module):
+    """Mix the low-dose image and the prior pixel by pixel: ``fused = lambda x_ld + (1 - lambda) xhat``.
+
+    Where the low-dose image is noisier than at the reference dose, the prior gains weight; where it is cleaner, or
+    where the prior shows an edge, the low-dose image does. With ``N`` the local noise of ``x_ld`` and ``N_25`` its
+    value at the reference dose::
+
+        N      = local std of (x_ld - box(x_ld)), both in a window of ``window_size`` pixels
+        C_n    = 1 / (1 + (N / N_25)^2)
+        C_e    = clip((g - 2 g_25) / (p99(g) - 2 g_25), 0, 1),  g = |Sobel(gauss1(xhat))|
+        lambda = clip(C_n + (1 - C_n) C_n C_e, 0, 1)
+
+    ``N_25`` and ``g_25`` are the buffers ``noise_25`` and ``gradient_25`` (HU, HU/pixel): measured by
+    :meth:`calibrate`, stored in the state dict, NaN until then. Gradients flow through both images, not through
+    ``lambda``. Every image of a batch is treated alone.
+
+    Args:
+        mode: ``adaptive``, as above. ``updown``: one decision an image: above the reference dose (median ``N`` below
+            ``N_25``) the low-dose image is favoured, below it the prior is, each with the weight
+            ``c + (1 - c) c C_e``, ``c = 1 / (1 + min(N / N_25, N_25 / N)^2)``, which is .5 or more. ``fixed``:
+            ``fixed_lambda`` everywhere. ``noise_match``: ``min(1, N_25 / N)``.
+        fixed_lambda: weight of the low-dose image in the mode ``fixed``, 0 to 1.
+        window_size: side of the noise window in pixels, odd.
+
+    Raises:
+        ValueError: an argument that cannot be.
+
+    Source: EGenDiff, arXiv 2509.23885, Eqs. 17 and 18 (``updown``: its second version).
+    """
+
+    noise_25: Tensor
+    gradient_25: Tensor
+
+    def __init__(self, mode: str = "adaptive", fixed_lambda: float = 0.5, window_size: int = 7) -> None:
+        super().__init__()
+        if mode not in FUSION_MODES:
+            raise ValueError(f"mode must be one of {FUSION_MODES}, got {mode!r}")
+        if not 0 <= fixed_lambda <= 1:
+            raise ValueError(f"fixed_lambda must be between 0 and 1, got {fixed_lambda}")
+        if window_size < 3 or window_size % 2 == 0:
+            raise ValueError(f"window_size must be odd and at least 3 pixels, got {window_size}")
+        self.mode = mode
+        self.fixed_lambda = float(fixed_lambda)
+        self.window_size = int(window_size)
+        self.register_buffer("noise_25", torch.tensor(float("nan")))
+        self.register_buffer("gradient_25", torch.tensor(float("nan")))
+
+    def forward(self, low_dose_hu: Tensor, prior_hu: Tensor) -> Tensor:
+        """Fuse ``(B, 1, H, W)`` and ``(B, 1, H, W)``, HU, to ``(B, 1, H, W)``, HU."""
+        weight = self.weight(low_dose_hu, prior_hu)
+        return weight * low_dose_hu + (1 - weight) * prior_hu
+
+    @torch.no_grad()
+    def weight(self, low_dose_hu: Tensor, prior_hu: Tensor) -> Tensor:
+        """Weight of the low-dose image, ``lambda``, ``(B, 1, H, W)``, 0 to 1.
+
+        Raises:
+            ValueError: shapes that differ or are not ``(B, 1, H, W)``; not calibrated, where the mode needs it.
+        """
+        _check_pair(low_dose_hu, prior_hu)
+        if self.mode == "fixed":
+            return torch.full_like(low_dose_hu, self.fixed_lambda)
+        noise = self.local_noise(low_dose_hu)
+        noise_25 = self._calibrated("noise_25").to(noise)
+        if self.mode == "noise_match":
+            return (noise_25 / noise.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1)
+        edges = self._edge_confidence(prior_hu)
+        ratio = noise / noise_25
+        if self.mode == "adaptive":
+            return _with_edges(1 / (1 + ratio**2), edges)
+        body = self._body(low_dose_hu)
+        medians = torch.stack([_median_over(n, b) for n, b in zip(noise, body)])
+        above = (medians <= noise_25).view(-1, 1, 1, 1)
+        favoured = _with_edges(1 / (1 + torch.minimum(ratio, 1 / ratio) ** 2), edges)
+        return torch.where(above, favoured, 1 - favoured)
+
+    @torch.no_grad()
+    def calibrate(
+        self, low_dose_hu: Tensor | Sequence[Tensor], prior_hu: Tensor | Sequence[Tensor]
+    ) -> SelfCorrectingFusion:
+        """Measure ``noise_25`` and ``gradient_25`` on images of the reference dose (25 % in the paper).
+
+        ``noise_25`` is the median of the local noise over the body pixels of all low-dose images; ``gradient_25`` the
+        median of the gradient ``g`` over the body pixels of all priors: most of the body is flat, so this is the
+        gradient that the noise left in the prior makes.
+
+        Args:
+            low_dose_hu: FBP of the noisy sinograms, ``(B, 1, H, W)``, or a sequence of such (shapes may differ).
+            prior_hu: the prior of each, likewise.
+
+        Returns:
+            itself, calibrated.
+
+        Raises:
+            ValueError: no image, lists of unequal length, shapes that differ, no body in any image, no noise.
+        """
+        low_dose = [low_dose_hu] if isinstance(low_dose_hu, Tensor) else list(low_dose_hu)
+        priors = [prior_hu] if isinstance(prior_hu, Tensor) else list(prior_hu)
+        if not low_dose or len(low_dose) != len(priors):
+            raise ValueError(
+                f"calibrate needs as many priors as low-dose images, got {len(low_dose)} low_dose_hu, "
+                f"{len(priors)} prior_hu"
+            )
+        noise, gradient = [], []
+        for image, prior in zip(low_dose, priors):
+            _check_pair(image, prior)
+            body = self._body(image)
+            noise.append(self.local_noise(image)[body].flatten())
+            gradient.append(_gradient(prior)[body].flatten())
+        if not sum(len(n) for n in noise):
+            raise ValueError(f"no body (above {BODY_HU:g} HU) in any of the {len(low_dose)} images of low_dose_hu")
+        noise_25, gradient_25 = torch.cat(noise).median(), torch.cat(gradient).median()
+        if not (torch.isfinite(noise_25) and noise_25 > 0 and torch.isfinite(gradient_25)):
+            raise ValueError(
+                f"low_dose_hu and prior_hu must be finite and noisy, got a noise of {noise_25:g} HU "
+                f"and a gradient of {gradient_25:g} HU/pixel"
+            )
+        self.noise_25.copy_(noise_25)
+        self.gradient_25.copy_(gradient_25)
+        return self
+
+    @torch.no_grad()
+    def local_noise(self, image_hu: Tensor) -> Tensor:
+        """Local noise ``N`` of ``(B, 1, H, W)``, HU: std in the window, of what the window's mean leaves."""
+        residual = image_hu - self._box(image_hu)
+        mean = self._box(residual)
+        return (self._box(residual**2) - mean**2).clamp_min(0).sqrt()
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode}, fixed_lambda={self.fixed_lambda}, window_size={self.window_size}"
+
+    def _box(self, image: Tensor) -> Tensor:
+        kernel = image.new_full((self.window_size,), 1 / self.window_size)
+        return separable_filtering(image, [kernel, kernel], mode="replicate")
+
+    def _body(self, image_hu: Tensor) -> Tensor:
+        return self._box(image_hu) > BODY_HU
+
+    def _edge_confidence(self, prior_hu: Tensor) -> Tensor:
+        gradient = _gradient(prior_hu)
+        floor = 2 * self._calibrated("gradient_25").to(gradient)
+        flat = gradient.flatten(1)
+        # kthvalue, not quantile: torch.quantile refuses more than 2^24 values.
+        rank = max(1, round(0.99 * flat.shape[1]))
+        highest = flat.kthvalue(rank, dim=1).values.view(-1, 1, 1, 1)
+        return ((gradient - floor) / (highest - floor).clamp_min(1e-6)).clamp(0, 1)
+
+    def _calibrated(self, name: str) -> Tensor:
+        value = getattr(self, name)
+        # gradient_25 may be 0: a prior without any noise gates nothing.
+        if not torch.isfinite(value) or value < 0 or (name == "noise_25" and value == 0):
+            raise ValueError(
+                f"{name} of the fusion is {value.item():g}: not calibrated. Load weights that hold it, call "
+                "calibrate(low_dose_hu, prior_hu) on images of the reference dose, or use mode='fixed'"
+            )
+        return value
+
+
+def _with_edges(confidence: Tensor, edges: Tensor) -> Tensor:
+    return (confidence + (1 - confidence) * confidence * edges).clamp(0, 1)
+
+
+def _gradient(image_hu: Tensor) -> Tensor:
+    """Sobel gradient of the image smoothed by a Gaussian of 1 pixel, HU/pixel."""
+    gauss = gaussian_1d(torch.tensor(1.0), truncated=3.0, normalize=True)
+    smooth, slope = image_hu.new_tensor([0.25, 0.5, 0.25]), image_hu.new_tensor([-0.5, 0.0, 0.5])
+    smoothed = separable_filtering(image_hu, [gauss, gauss], mode="replicate")
+    rows = separable_filtering(smoothed, [slope, smooth], mode="replicate")
+    columns = separable_filtering(smoothed, [smooth, slope], mode="replicate")
+    return torch.hypot(rows, columns)
+
+
+def _median_over(values: Tensor, mask: Tensor) -> Tensor:
+    return values[mask].median() if mask.any() else values.median()
+
+
+def _check_pair(low_dose_hu: Tensor, prior_hu: Tensor) -> None:
+    if low_dose_hu.ndim != 4 or low_dose_hu.shape[1] != 1 or low_dose_hu.shape != prior_hu.shape:
+        raise ValueError(
+            "low_dose_hu and prior_hu must both be (B, 1, H, W), "
+            f"got {tuple(low_dose_hu.shape)} and {tuple(prior_hu.shape)}"
+        )

@@ -1,0 +1,18 @@
+"""Files in and out: CT images, measured sinograms, finding and parting scans. All of pydicom and nibabel is here."""
+
+from .ct import CTVolume, ScanFrame, read_ct, write_nifti
+from .inputs import find_scans, split_by_patient
+from .sinogram import read_sinogram, write_sinogram
+from .writing import replace_when_complete
+
+__all__ = [
+    "CTVolume",
+    "ScanFrame",
+    "find_scans",
+    "read_ct",
+    "read_sinogram",
+    "replace_when_complete",
+    "split_by_patient",
+    "write_nifti",
+    "write_sinogram",
+]

@@ -1,0 +1,64 @@
+"""What a backend must do, and how one is chosen. Weights, filter and units live above, in shared code."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..geometry import FanBeamGeometry
+
+BACKENDS = ("auto", "numba", "torch")
+
+_log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Shapes: image ``(B, H, W)``, sinogram ``(B, V, D)``; float32 or float64, contiguous, on one device."""
+
+    def project(self, image: Tensor) -> Tensor:
+        """Line integrals: Joseph's method, lengths in mm."""
+
+    def project_transpose(self, sinogram: Tensor) -> Tensor:
+        """Exact transpose of :meth:`project`."""
+
+    def backproject(self, sinogram: Tensor) -> Tensor:
+        """Sum over views of the linearly interpolated sinogram, weighted by (source_to_center / distance)^2.
+
+        The distance is taken along the central ray (flat) or from source to pixel (equiangular).
+        """
+
+    def backproject_transpose(self, image: Tensor) -> Tensor:
+        """Exact transpose of :meth:`backproject`."""
+
+
+def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> Backend:
+    """The backend of that name; ``auto`` takes numba for the CPU where it is installed, torch otherwise.
+
+    Raises:
+        ValueError: unknown name, or a backend that can't serve that device.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
+    if name == "auto":
+        numba_fits = device.type == "cpu" and importlib.util.find_spec("numba") is not None
+        name = "numba" if numba_fits else "torch"
+        _say_once(name, device.type)
+    if name == "numba":
+        if device.type != "cpu":
+            raise ValueError(f"backend 'numba' computes on the CPU, got tensors on {device}; use 'torch' or 'auto'")
+        from .numba_cpu import NumbaBackend
+
+        return NumbaBackend(geometry)
+    from .torch_any import TorchBackend
+
+    return TorchBackend(geometry)
+
+
+@lru_cache
+def _say_once(name: str, device: str) -> None:
+    _log.info("fan-beam backend for %s: %s", device, name)

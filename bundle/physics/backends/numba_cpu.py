@@ -1,0 +1,190 @@
+"""The default backend on the CPU: numba kernels, threads of our own, slices side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry import FanBeamGeometry
+from . import numba_kernels as kernels
+from .rays import RayFrame, arctan_polynomial, ray_frames
+
+_WIDTHS = (16, 8, 4)
+
+
+class NumbaBackend:
+    """Joseph projection and pixel-driven backprojection of :class:`FanBeamGeometry`, with exact transposes.
+
+    A full scan of a square, centred image looks the same after a quarter turn: then four turned copies of a slice
+    share one computation of the geometry.
+    """
+
+    def __init__(self, geometry: FanBeamGeometry) -> None:
+        self.geometry = geometry
+        self.turns = 4 if self._has_quarter_symmetry() else 1
+        self._frames = ray_frames(geometry)[: 1 if self.turns == 4 else 4]
+        self._cell_scale = geometry.source_to_detector / geometry.cell_pitch
+        self._arctan = (
+            arctan_polynomial(np.abs(geometry.fan_angles).max()) if geometry.detector == "equiangular" else np.empty(0)
+        )
+
+    def _has_quarter_symmetry(self) -> bool:
+        g = self.geometry
+        square = g.image_shape[0] == g.image_shape[1] and g.image_center == (0.0, 0.0)
+        return square and g.angles is None and abs(abs(g.arc) - 2 * np.pi) < 1e-9 and g.num_views % 4 == 0
+
+    def project(self, image: Tensor) -> Tensor:
+        out = torch.zeros(image.shape[0], *self.geometry.sinogram_shape, dtype=image.dtype)
+        source, target = image.numpy(), out.numpy()
+        for slices, width in self._chunks(len(source)):
+            lanes = np.zeros((*self.geometry.sinogram_shape, width), source.dtype)
+            for frame in self._frames:
+                packed = self._pack_image(source[slices.start : slices.stop], frame.turn, width, pad=1)
+                self._trace(kernels.project, frame, packed, lanes, over=len(lanes), block=kernels.VIEW_BLOCK)
+            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
+                self._add_turned_views(target[slice_], lanes[..., k], turn)
+        return out
+
+    def project_transpose(self, sinogram: Tensor) -> Tensor:
+        rows, columns = self.geometry.image_shape
+        out = torch.zeros(sinogram.shape[0], rows, columns, dtype=sinogram.dtype)
+        source, target = sinogram.numpy(), out.numpy()
+        for slices, width in self._chunks(len(source)):
+            lanes = self._pack_sinogram(source[slices.start : slices.stop], width, pad=0)
+            for frame in self._frames:
+                shape = frame.image_shape
+                packed = np.zeros((shape[0], shape[1] + 2, width), source.dtype)
+                packed = self._with_tail(packed)
+                self._trace(kernels.project_transpose, frame, packed, lanes, over=shape[0], block=kernels.ROW_BLOCK)
+                image = packed[: -2 * width].reshape(shape[0], shape[1] + 2, width)[:, 1:-1]
+                for k, (slice_, turn) in enumerate(self._lane_of(slices)):
+                    target[slice_] += np.rot90(image[..., k], -(frame.turn + turn))
+        return out
+
+    def backproject(self, sinogram: Tensor) -> Tensor:
+        rows, columns = self.geometry.image_shape
+        out = torch.zeros(sinogram.shape[0], rows, columns, dtype=sinogram.dtype)
+        source, target = sinogram.numpy(), out.numpy()
+        for slices, width in self._chunks(len(source)):
+            lanes = self._pack_sinogram(source[slices.start : slices.stop], width, pad=1)
+            image = np.zeros((rows, columns, width), source.dtype)
+            self._spread(kernels.backproject, image, lanes, over=rows, block=kernels.ROW_BLOCK)
+            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
+                target[slice_] += np.rot90(image[..., k], -turn)
+        return out
+
+    def backproject_transpose(self, image: Tensor) -> Tensor:
+        out = torch.zeros(image.shape[0], *self.geometry.sinogram_shape, dtype=image.dtype)
+        source, target = image.numpy(), out.numpy()
+        views = self.geometry.num_views // self.turns
+        for slices, width in self._chunks(len(source)):
+            packed = self._pack_image(source[slices.start : slices.stop], 0, width, pad=0)
+            lanes = np.zeros((views, self.geometry.num_cells + 2, width), source.dtype)
+            self._spread(kernels.backproject_transpose, packed, lanes, over=views, block=kernels.VIEW_BLOCK)
+            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
+                self._add_turned_views(target[slice_], lanes[:, 1:-1, k], turn)
+        return out
+
+    def _chunks(self, slices: int) -> Iterator[tuple[range, int]]:
+        """Slices that are computed together, and the number of lanes they are given."""
+        start = 0
+        while start < slices:
+            wanted = (slices - start) * self.turns
+            width = next((w for w in _WIDTHS if w <= wanted), _WIDTHS[-1])
+            count = min(max(width // self.turns, 1), slices - start)
+            yield range(start, start + count), width
+            start += count
+
+    def _lane_of(self, slices: range) -> list[tuple[int, int]]:
+        """Slice and quarter turns of each lane in use."""
+        return [(s, turn) for s in slices for turn in range(self.turns)]
+
+    def _signed(self, turn: int) -> int:
+        return turn if self.geometry.scan_arc > 0 else -turn
+
+    def _pack_image(self, images: np.ndarray, turn: int, width: int, pad: int) -> np.ndarray:
+        rows, columns = self.geometry.image_shape if turn % 2 == 0 else self.geometry.image_shape[::-1]
+        packed = np.zeros((rows, columns + 2 * pad, width), images.dtype)
+        inner = packed[:, pad : pad + columns]
+        for k, (s, extra) in enumerate(self._lane_of(range(len(images)))):
+            inner[..., k] = np.rot90(images[s], turn + extra)
+        return self._with_tail(packed)
+
+    @staticmethod
+    def _with_tail(packed: np.ndarray) -> np.ndarray:
+        """Flat, with two pixels more at the end: rounding may put the last ray of the last row one pixel outside."""
+        return np.concatenate([packed.ravel(), np.zeros(2 * packed.shape[-1], packed.dtype)])
+
+    def _pack_sinogram(self, sinograms: np.ndarray, width: int, pad: int) -> np.ndarray:
+        views, cells = self.geometry.sinogram_shape
+        # Rays of a turned copy: the same cells, a quarter of the views on. Projection traces every view of one frame.
+        count = views if not pad else views // self.turns
+        lanes = np.zeros((count, cells + 2 * pad, width), sinograms.dtype)
+        inner = lanes[:, pad : pad + cells]
+        for k, (s, turn) in enumerate(self._lane_of(range(len(sinograms)))):
+            shift = self._view_shift(turn)
+            tail = min(count, views - shift)
+            inner[:tail, :, k] = sinograms[s, shift : shift + tail]
+            inner[tail:, :, k] = sinograms[s, : count - tail]
+        return lanes
+
+    def _view_shift(self, turn: int) -> int:
+        """A copy turned by `turn` quarters shows at view v what the scan sees that many views later."""
+        quarter = self.geometry.num_views // 4
+        return (self._signed(turn) % 4) * quarter
+
+    def _add_turned_views(self, target: np.ndarray, lanes: np.ndarray, turn: int) -> None:
+        shift, views = self._view_shift(turn), len(target)
+        tail = min(len(lanes), views - shift)
+        target[shift : shift + tail] += lanes[:tail]
+        target[: len(lanes) - tail] += lanes[tail:]
+
+    def _trace(self, kernel: Callable, frame: RayFrame, image, lanes, over: int, block: int) -> None:
+        dtype = lanes.dtype
+        rays = (
+            *(frame.sin_fan.astype(dtype), frame.cos_fan.astype(dtype), frame.views.astype(dtype)),
+            *(frame.ranges, dtype.type(frame.x_first), frame.rows_y.astype(dtype)),
+            dtype.type(self.geometry.pixel_size),
+        )
+        shape = (self.geometry.num_cells, *frame.image_shape)
+        tag = (0,) * lanes.shape[-1]
+        flat = lanes.reshape(-1)
+        _in_threads(lambda low, high: kernel(image, flat, shape, *rays, low, high, tag), over, block)
+
+    def _spread(self, kernel: Callable, image, lanes, over: int, block: int) -> None:
+        g, dtype = self.geometry, lanes.dtype
+        angles = g.view_angles[: len(lanes)]
+        views = np.stack([np.sin(angles), np.cos(angles)], 1).astype(dtype)
+        xs, ys = (axis.astype(dtype) for axis in g.pixel_coordinates())
+        scan = (
+            *(views, xs, ys, dtype.type(g.source_to_center), dtype.type(self._cell_scale)),
+            *(dtype.type(g.center_cell + 1), self._arctan.astype(dtype)),
+        )
+        shape, tag = (g.num_cells, *g.image_shape), (0,) * lanes.shape[-1]
+        flat_image, flat = image.reshape(-1), lanes.reshape(-1)
+        _in_threads(lambda low, high: kernel(flat_image, flat, shape, *scan, low, high, tag), over, block)
+
+
+@lru_cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    # One pool a process: a forked DataLoader worker inherits the object, but not its threads.
+    return ThreadPoolExecutor(threads, thread_name_prefix="fan-beam")
+
+
+def _in_threads(work: Callable[[int, int], None], total: int, block: int) -> None:
+    """Run ``work(low, high)`` over [0, total), split at multiples of `block` between torch's number of threads."""
+    threads = torch.get_num_threads()
+    blocks = -(-total // block)
+    if threads == 1 or blocks == 1:
+        work(0, total)
+        return
+    # Four parts a thread: parts differ in work, and a thread that is done takes the next.
+    parts = min(4 * threads, blocks)
+    edges = [min(total, block * round(k * blocks / parts)) for k in range(parts + 1)]
+    list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))

@@ -1,0 +1,18 @@
+"""Stage 1: a sinogram denoiser that learns from noisy sinograms alone."""
+
+from .batch import AlphaRamp, PrepareReconstruction, PrepareSubPair, ReconstructionInferer
+from .loss import SimilarityLoss, SubPairTarget
+from .network import SinogramDenoiser
+from .sampler import ContextualSubsampler, SubPairPlan
+
+__all__ = [
+    "AlphaRamp",
+    "ContextualSubsampler",
+    "PrepareReconstruction",
+    "PrepareSubPair",
+    "ReconstructionInferer",
+    "SimilarityLoss",
+    "SinogramDenoiser",
+    "SubPairPlan",
+    "SubPairTarget",
+]

@@ -1,0 +1,171 @@
+"""How stage 1 meets MONAI's engines: what a step sees, how a validation image is made, how alpha grows."""
+
+# Shapes in this file: B batch, H W image, V views, D detector cells.
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import PrepareBatch
+from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
+
+from .loss import SimilarityLoss, SubPairTarget
+from .sampler import ContextualSubsampler
+
+
+class PrepareSubPair(PrepareBatch):
+    """Turn a batch of noisy sinograms into input and target of stage 1; nothing but the sinograms is read.
+
+    Args:
+        sampler: draws the masks, anew for every batch.
+        denoiser: ``f``, the network in training; ``f(y)`` is computed without gradient.
+        key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
+    """
+
+    def __init__(self, sampler: ContextualSubsampler, denoiser: Callable[[Tensor], Tensor], key: str = "sinogram"):
+        self.sampler = sampler
+        self.denoiser = denoiser
+        self.key = key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, SubPairTarget]:
+        """``s1 y`` and what the loss needs beside it.
+
+        Raises:
+            ValueError: the batch has no sinogram, or it is not (B, 1, V, D).
+        """
+        sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
+        plan = self.sampler(sinogram)
+        sub_input, sub_target = plan(sinogram)
+        with torch.no_grad():
+            denoised_input, denoised_target = plan(self.denoiser(sinogram))
+        return sub_input, SubPairTarget(
+            input=sub_input, target=sub_target, denoised_input=denoised_input, denoised_target=denoised_target
+        )
+
+
+class PrepareReconstruction(PrepareBatch):
+    """Hand a validation batch over as sinogram, reference image in HU and geometry, for :class:`ReconstructionInferer`.
+
+    Args:
+        key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
+        reference_key: entry that holds the normal-dose image (B, 1, H, W), HU.
+        geometry_key: entry that holds the geometry of every item as a JSON string.
+    """
+
+    def __init__(self, key: str = "sinogram", reference_key: str = "reference", geometry_key: str = "geometry"):
+        self.key = key
+        self.reference_key = reference_key
+        self.geometry_key = geometry_key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
+        """Sinogram, reference, no more arguments, and the geometry by name.
+
+        Raises:
+            ValueError: an entry is missing, or the sinogram is not (B, 1, V, D).
+        """
+        sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
+        reference = _entry(batchdata, self.reference_key)
+        reference = convert_to_tensor(reference, track_meta=False).to(device, non_blocking=non_blocking, **kwargs)
+        return sinogram, reference, (), {"geometry": _entry(batchdata, self.geometry_key)}
+
+
+class ReconstructionInferer(Inferer):
+    """Denoise sinograms and reconstruct them, so that stage 1 is judged by its images.
+
+    Args:
+        window: ramp window of the filtered backprojection.
+    """
+
+    def __init__(self, window: str = "ram-lak") -> None:
+        self.window = window
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *args: Any,
+        geometry: str | Sequence[str],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Image (B, 1, H, W) in HU of sinograms (B, 1, V, D).
+
+        Args:
+            inputs: noisy line integrals.
+            network: the denoiser.
+            args: further arguments of ``network``.
+            geometry: one JSON string, or one for every item of the batch.
+            kwargs: further arguments of ``network``.
+
+        Raises:
+            ValueError: the items have different geometries, or the sinograms do not fit the geometry.
+        """
+        geometries = {geometry} if isinstance(geometry, str) else set(geometry)
+        if len(geometries) != 1:
+            raise ValueError(f"geometry must be the same for the whole batch, got {len(geometries)} different ones")
+        reconstruct = _reconstruction(geometries.pop(), self.window, inputs.device)
+        return attenuation_to_hu(reconstruct(network(inputs, *args, **kwargs)))
+
+
+class AlphaRamp:
+    """Handler: at the start of every epoch, ``loss.alpha = maximum * epoch / max_epochs``.
+
+    The epoch is the engine's own, counted from 1, so that a resumed training goes on where it stopped.
+
+    Args:
+        loss: the loss to steer.
+        maximum: alpha in the last epoch.
+
+    Source: Neighbor2Neighbor, CVPR 2021, its training's regularisation weight.
+    """
+
+    def __init__(self, loss: SimilarityLoss, maximum: float = 2.0) -> None:
+        if maximum < 0:
+            raise ValueError(f"maximum must be zero or more, got {maximum}")
+        self.loss = loss
+        self.maximum = maximum
+
+    def attach(self, engine: Engine) -> None:
+        """Follow this engine's epochs."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.loss.alpha = self.maximum * engine.state.epoch / engine.state.max_epochs
+
+
+@functools.lru_cache(maxsize=8)
+def _reconstruction(geometry: str, window: str, device: torch.device) -> FilteredBackprojection:
+    return FilteredBackprojection(FanBeamGeometry.from_json(geometry), window=window).to(device)
+
+
+def _entry(batchdata: Mapping[str, Any], key: str) -> Any:
+    if key not in batchdata:
+        raise ValueError(f"the batch must have an entry {key!r}, got {sorted(batchdata)}")
+    return batchdata[key]
+
+
+def _sinogram(batchdata: Mapping[str, Any], key: str, device: Any, non_blocking: bool, **kwargs: Any) -> Tensor:
+    # A plain tensor: metadata would be carried through every operation of the step.
+    sinogram = convert_to_tensor(_entry(batchdata, key), track_meta=False)
+    if sinogram.ndim != 4 or sinogram.shape[1] != 1:
+        raise ValueError(f"{key} must be (B, 1, V, D), got {tuple(sinogram.shape)}")
+    return sinogram.to(device, non_blocking=non_blocking, **kwargs)

@@ -1,0 +1,17 @@
+"""Files and physics as MONAI dictionary transforms."""
+
+from .crops import TissueWeightd, tissue_weight
+from .files import LoadScand
+from .low_dose import SimulateScand, noise_seed
+from .reconstruct import ReconstructPaird
+from .slices import training_slices
+
+__all__ = [
+    "LoadScand",
+    "ReconstructPaird",
+    "SimulateScand",
+    "TissueWeightd",
+    "noise_seed",
+    "tissue_weight",
+    "training_slices",
+]

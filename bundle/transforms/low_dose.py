@@ -1,0 +1,113 @@
+"""Retake a CT image as a low-dose scan."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+from torch import Tensor
+
+from bundle.physics import FanBeamGeometry, attenuation_to_hu, hu_to_attenuation, simulate_low_dose
+
+from .operators import filtered_backprojection, in_batches, projector
+
+
+class SimulateScand(Transform):
+    """Project ``image_hu`` and add the noise of a low dose: gives ``sinogram`` and ``geometry``.
+
+    Works on one slice, ``image_hu`` ``(1, H, W)`` to ``sinogram`` ``(1, V, D)`` with ``slice`` an int, and on a stack,
+    ``(1, S, H, W)`` to ``(1, S, V, D)`` with ``slice`` ``(S,)``. The image grid is the image's own (its shape and
+    ``pixel_size``), the scanner stays. Adds ``dose``, and with ``reference`` the normal-dose image of the same
+    geometry: the Ram-Lak FBP of the noise-free line integrals, HU, in the shape of the image. Neither the noise-free
+    line integrals nor ``image_hu`` stay in the item.
+
+    The noise belongs to (``seed``, ``name``, slice, dose): the same slice has the same noise in every epoch, worker
+    and order. Items without ``image_hu``, such as a measured ``sinogram``, pass through.
+
+    Args:
+        geometry: the scanner.
+        photons: incident photons a ray at normal dose.
+        electronic_variance: variance of the electronic noise, photons squared.
+        dose: fraction of the normal dose; an item's own ``dose`` wins.
+        seed: of the noise.
+        slices_per_batch: how many slices of a stack are projected at a time.
+        reference: whether to add ``reference``.
+        device: where to project and reconstruct; the noise is always drawn on the CPU, so it is the same everywhere.
+
+    Raises:
+        ValueError: a dose or photon number that is not positive, ``image_hu`` of another rank.
+    """
+
+    def __init__(
+        self,
+        geometry: FanBeamGeometry,
+        photons: float,
+        electronic_variance: float,
+        dose: float = 1.0,
+        seed: int = 0,
+        slices_per_batch: int = 8,
+        reference: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _positive("photons", photons)
+        _positive("dose", dose)
+        if slices_per_batch < 1:
+            raise ValueError(f"slices_per_batch must be at least 1, got {slices_per_batch}")
+        self.geometry = geometry
+        self.photons = photons
+        self.electronic_variance = electronic_variance
+        self.dose = dose
+        self.seed = seed
+        self.slices_per_batch = slices_per_batch
+        self.reference = reference
+        self.device = device
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if "image_hu" not in item:
+            return item
+        image_hu = item.pop("image_hu")
+        if image_hu.ndim not in (3, 4) or image_hu.shape[0] != 1:
+            raise ValueError(f"image_hu must be (1, H, W) or (1, S, H, W), got shape {tuple(image_hu.shape)}")
+        dose = float(item.get("dose", self.dose))
+        _positive("dose", dose)
+        slices = [int(index) for index in torch.as_tensor(item["slice"]).reshape(-1)]
+        stack = image_hu.reshape(-1, *image_hu.shape[-2:])
+        if len(slices) != len(stack):
+            raise ValueError(f"slice has {len(slices)} indices for an image_hu of {len(stack)} slices")
+        geometry = self.geometry.with_grid(tuple(stack.shape[1:]), float(item["pixel_size"]))
+        clean = in_batches(projector(geometry), hu_to_attenuation(stack), self.slices_per_batch, self.device)
+        if self.reference:
+            reconstruct = filtered_backprojection(geometry, "ram-lak")
+            reference = in_batches(reconstruct, clean, self.slices_per_batch, self.device)
+            item["reference"] = attenuation_to_hu(reference).reshape(image_hu.shape)
+        noisy = [self._scan(p, item["name"], index, dose) for p, index in zip(clean, slices)]
+        item["sinogram"] = torch.stack(noisy).reshape(*image_hu.shape[:-2], *geometry.sinogram_shape)
+        item["geometry"] = geometry.to_json()
+        item["dose"] = dose
+        return item
+
+    def _scan(self, clean: Tensor, name: str, index: int, dose: float) -> Tensor:
+        generator = torch.Generator().manual_seed(noise_seed(self.seed, name, index, dose))
+        return simulate_low_dose(
+            clean,
+            self.photons,
+            dose=dose,
+            electronic_variance=self.electronic_variance,
+            generator=generator,
+        )
+
+
+def noise_seed(seed: int, name: str, index: int, dose: float) -> int:
+    """Seed of one slice's noise, the same on every machine (Python's own ``hash`` differs from run to run)."""
+    text = f"{seed}|{name}|{index}|{dose:.6g}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}")

@@ -1,0 +1,135 @@
+"""The composite: sinogram in, HU image out."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bundle.inference import SelfCorrectingFusion
+from bundle.physics import FanBeamProjector, FilteredBackprojection, attenuation_to_hu, hu_to_attenuation
+
+from .parts import SCANNER, restorer
+
+
+def scan(geometry=SCANNER, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Line integrals of a water disc with noise."""
+    x, y = (torch.from_numpy(c) for c in geometry.pixel_coordinates())
+    disc = (x[None] ** 2 + y[:, None] ** 2 < 100**2).float()
+    image = hu_to_attenuation(disc * 1000 - 1000).expand(batch, 1, -1, -1).contiguous()
+    sinogram = FanBeamProjector(geometry)(image)
+    return sinogram + 0.02 * torch.randn(sinogram.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_stages_are_what_they_say():
+    network, sinogram = restorer(), scan()
+    result = network.restore(sinogram)
+    backproject = FilteredBackprojection(SCANNER)
+    with torch.no_grad():
+        torch.testing.assert_close(result.fbp, attenuation_to_hu(backproject(sinogram)))
+        torch.testing.assert_close(result.prior, attenuation_to_hu(backproject(network.projection(sinogram))))
+        torch.testing.assert_close(result.fused, network.fusion(result.fbp, result.prior))
+        torch.testing.assert_close(result.restored, network.refiner(result.fused))
+    assert set(result.seconds) == {"fbp", "prior", "fused", "restored"}
+    assert all(seconds >= 0 for seconds in result.seconds.values())
+
+
+@pytest.mark.parametrize("order", ["after", "both"])
+def test_late_fusion_mixes_the_refined_image_with_the_low_dose_one(order):
+    network = restorer(fusion_order=order)
+    result = network.restore(scan())
+    weight = network.fusion.weight(result.fbp, result.prior)
+    with torch.no_grad():
+        refined = network.refiner(result.fbp if order == "after" else result.fused)
+    torch.testing.assert_close(result.restored, weight * result.fbp + (1 - weight) * refined)
+
+
+def test_networks_that_change_nothing_leave_the_fbp():
+    network = restorer(projection=nn.Identity(), refiner=nn.Identity())
+    result = network.restore(scan())
+    torch.testing.assert_close(result.restored, result.fbp)
+
+
+def test_the_same_sinogram_gives_the_same_image():
+    network, sinogram = restorer(), scan()
+    assert torch.equal(network(sinogram), network(sinogram))
+
+
+def test_a_slice_does_not_depend_on_its_batch():
+    network, sinogram = restorer(), torch.cat([scan(seed=0), scan(seed=1)])
+    torch.testing.assert_close(network(sinogram)[1:], network(sinogram[1:]), rtol=1e-4, atol=0.05)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_scan_is_restored_in_its_own_geometry(as_text):
+    other = SCANNER.with_grid((40, 24), 12.0)
+    image = restorer()(scan(other), other.to_json() if as_text else other)
+    assert image.shape == (1, 1, 40, 24)
+
+
+def test_inference_keeps_no_gradient():
+    assert not restorer()(scan().requires_grad_()).requires_grad
+
+
+def test_the_state_dict_holds_weights_and_calibration_alone():
+    network = restorer()
+    before = set(network.state_dict())
+    network(scan())
+    assert set(network.state_dict()) == before
+    assert before == {"projection.layer.weight", "refiner.layer.weight", "fusion.noise_25", "fusion.gradient_25"}
+
+
+def test_the_state_dict_is_the_same_for_every_scanner():
+    other = restorer(geometry=SCANNER.with_grid((64, 64), 5.0))
+    other.load_state_dict(restorer().state_dict(), strict=True)
+
+
+def test_a_copy_restores_alike():
+    network, sinogram = restorer(), scan()
+    expected = network(sinogram)
+    assert torch.equal(copy.deepcopy(network)(sinogram), expected)
+
+
+def test_many_geometries_do_not_pile_up():
+    network = restorer()
+    for side in range(16, 24):
+        geometry = SCANNER.with_grid((side, side), 15.0)
+        network.restore(scan(geometry), geometry)
+    assert len(network._operators) <= 4
+
+
+@pytest.mark.parametrize(
+    ("sinogram", "match"),
+    [
+        (torch.zeros(1, 1, 60, 47), r"\(B, 1, 60, 48\).*got \(1, 1, 60, 47\)"),
+        (torch.zeros(60, 48), r"got \(60, 48\)"),
+        (torch.zeros(1, 1, 60, 48, dtype=torch.float64), "float32, got torch.float64"),
+        (torch.full((1, 1, 60, 48), float("nan")), "NaN or infinite values in 2880 of 2880"),
+        (torch.full((1, 1, 60, 48), float("inf")), "NaN or infinite"),
+        ([[0.0]], "got list"),
+    ],
+)
+def test_a_sinogram_that_cannot_be_is_named(sinogram, match):
+    with pytest.raises(ValueError, match=f"sinogram must be .*{match}"):
+        restorer()(sinogram)
+
+
+@pytest.mark.parametrize("geometry", ["{}", "no json", 3])
+def test_a_geometry_that_is_none_is_named(geometry):
+    with pytest.raises(ValueError, match="geometry"):
+        restorer()(scan(), geometry)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"), [({"fusion_order": "never"}, "fusion_order"), ({"window": "box"}, "window")]
+)
+def test_arguments_that_cannot_be_are_named(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        restorer(**kwargs)
+
+
+def test_an_uncalibrated_fusion_stops_the_restorer():
+    with pytest.raises(ValueError, match="not calibrated"):
+        restorer(fusion=SelfCorrectingFusion())(scan())

@@ -1,0 +1,175 @@
+"""Stage 1 inside MONAI's engines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch import Tensor
+
+from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
+from bundle.projection import (
+    AlphaRamp,
+    ContextualSubsampler,
+    PrepareReconstruction,
+    PrepareSubPair,
+    ReconstructionInferer,
+    SimilarityLoss,
+    SinogramDenoiser,
+)
+
+from .conftest import DOSE, ELECTRONIC_VARIANCE, PHOTONS
+
+GEOMETRY = FanBeamGeometry(
+    source_to_center=746.02,
+    source_to_detector=1361.2,
+    num_views=24,
+    num_cells=36,
+    cell_pitch=30.0,
+    image_shape=(16, 16),
+    pixel_size=20.0,
+)
+
+
+class OnlySinogram(dict):
+    """A batch that fails when anything but the noisy sinogram is read."""
+
+    def __getitem__(self, key):
+        assert key == "sinogram", f"training read {key!r}"
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        return self[key] if key in self else default
+
+    def values(self):
+        raise AssertionError("training read all of the batch")
+
+    items = values
+
+
+def train(batch, epochs: int = 1, steps: int = 1, features: int = 8) -> SinogramDenoiser:
+    """A denoiser trained on this batch over and over by MONAI's trainer."""
+    torch.manual_seed(0)
+    denoiser = SinogramDenoiser(features=features)
+    loss = SimilarityLoss(photons=PHOTONS, dose=DOSE, electronic_variance=ELECTRONIC_VARIANCE)
+    SupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        epoch_length=steps,
+        train_data_loader=[batch],
+        network=denoiser,
+        optimizer=torch.optim.Adam(denoiser.parameters(), 5e-3),
+        loss_function=loss,
+        prepare_batch=PrepareSubPair(ContextualSubsampler(seed=0), denoiser),
+        train_handlers=[AlphaRamp(loss)],
+        decollate=False,
+    ).run()
+    return denoiser
+
+
+def test_the_denoised_sinogram_is_sampled_like_the_noisy_one(noisy):
+    sub_input, target = PrepareSubPair(ContextualSubsampler(seed=0), lambda y: 2 * y)({"sinogram": noisy})
+    assert target["input"] is sub_input
+    torch.testing.assert_close(target["denoised_input"], 2 * target["input"])
+    torch.testing.assert_close(target["denoised_target"], 2 * target["target"])
+
+
+def test_the_targets_carry_no_gradient(noisy):
+    _, target = PrepareSubPair(ContextualSubsampler(), SinogramDenoiser(features=4))({"sinogram": noisy})
+    assert not any(part.requires_grad for part in target.values())
+
+
+def test_training_never_reads_a_clean_image_or_sinogram(noisy, clean):
+    train(OnlySinogram(sinogram=noisy, reference=clean, clean=clean))
+
+
+def test_what_stands_beside_the_sinogram_changes_no_weight(noisy, clean):
+    plain = train({"sinogram": noisy}).state_dict()
+    beside = train({"sinogram": noisy, "reference": clean, "label": clean, "image": clean}).state_dict()
+    assert all(torch.equal(plain[name], beside[name]) for name in plain)
+
+
+def test_training_on_noise_alone_comes_closer_to_the_truth(noisy: Tensor, clean: Tensor):
+    """Error in units of the local noise, of whole sinograms that training saw only in noisy halves."""
+    denoiser = train({"sinogram": noisy}, epochs=3, steps=20)
+    sigma = SimilarityLoss(photons=PHOTONS, dose=DOSE, electronic_variance=ELECTRONIC_VARIANCE).noise_level(clean)
+
+    def error(y: Tensor) -> float:
+        return float(((y - clean) / sigma).square().mean().sqrt())
+
+    with torch.no_grad():
+        assert error(denoiser(noisy)) < 0.9 * error(noisy)
+
+
+def test_monai_may_decollate_the_targets(noisy):
+    denoiser, seen = SinogramDenoiser(features=4), []
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[{"sinogram": noisy}],
+        network=denoiser,
+        optimizer=torch.optim.Adam(denoiser.parameters()),
+        loss_function=SimilarityLoss(),
+        prepare_batch=PrepareSubPair(ContextualSubsampler(), denoiser),
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.extend(engine.state.output))
+    trainer.run()
+    assert len(seen) == len(noisy)
+    assert seen[0]["label"]["target"].shape == (1, 32, 32)
+
+
+def test_alpha_grows_to_its_maximum_and_goes_on_after_a_resume():
+    loss, alphas = SimilarityLoss(), []
+    engine = Engine(lambda engine, batch: alphas.append(loss.alpha))
+    AlphaRamp(loss, maximum=2.0).attach(engine)
+    engine.run([0], max_epochs=4)
+    assert alphas == [0.5, 1.0, 1.5, 2.0]
+
+    resumed = Engine(lambda engine, batch: alphas.append(loss.alpha))
+    AlphaRamp(loss, maximum=2.0).attach(resumed)
+    resumed.load_state_dict({"epoch_length": 1, "max_epochs": 4, "iteration": 2})
+    resumed.run([0])
+    assert alphas[4:] == [1.5, 2.0]
+
+
+def test_a_validation_image_is_the_reconstruction_of_the_denoised_sinogram():
+    sinogram = torch.rand(2, 1, *GEOMETRY.sinogram_shape)
+    image_hu = ReconstructionInferer("hann")(sinogram, lambda y: y / 2, geometry=[GEOMETRY.to_json()] * 2)
+    expected = attenuation_to_hu(FilteredBackprojection(GEOMETRY, window="hann")(sinogram / 2))
+    torch.testing.assert_close(image_hu, expected)
+
+
+def test_the_evaluator_compares_images_with_the_reference():
+    reference = torch.zeros(1, 1, 16, 16)
+    batch = {
+        "sinogram": torch.rand(1, 1, *GEOMETRY.sinogram_shape),
+        "reference": reference,
+        "geometry": [GEOMETRY.to_json()],
+    }
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=[batch],
+        network=SinogramDenoiser(features=4),
+        prepare_batch=PrepareReconstruction(),
+        inferer=ReconstructionInferer(),
+        decollate=False,
+    )
+    evaluator.run()
+    assert evaluator.state.output["pred"].shape == reference.shape
+    assert torch.equal(evaluator.state.output["label"], reference)
+
+
+def test_two_geometries_in_a_batch_are_an_error():
+    geometries = [GEOMETRY.to_json(), GEOMETRY.with_grid((8, 8), 20.0).to_json()]
+    with pytest.raises(ValueError, match="same for the whole batch, got 2"):
+        ReconstructionInferer()(torch.rand(2, 1, 24, 36), torch.nn.Identity(), geometry=geometries)
+
+
+def test_a_batch_without_its_entries_is_an_error():
+    with pytest.raises(ValueError, match="'sinogram'"):
+        PrepareSubPair(ContextualSubsampler(), torch.nn.Identity())({"reference": torch.zeros(1)})
+    with pytest.raises(ValueError, match="'reference'"):
+        PrepareReconstruction()({"sinogram": torch.zeros(1, 1, 4, 4)})
+    with pytest.raises(ValueError, match=r"\(B, 1, V, D\)"):
+        PrepareSubPair(ContextualSubsampler(), torch.nn.Identity())({"sinogram": torch.zeros(1, 4, 4)})
