@@ -39,6 +39,9 @@ class SelfCorrectingFusion(nn.Module):
             ``fixed_lambda`` everywhere. ``noise_match``: ``min(1, N_25 / N)``.
         fixed_lambda: weight of the low-dose image in the mode ``fixed``, 0 to 1.
         window_size: side of the noise window in pixels, odd.
+        exclude_edges: leave the prior's edges (``C_e > 0``) out of ``N``. With False, as in the equations above, an
+            edge of the anatomy counts as noise, which lowers ``lambda`` right where ``C_e`` should raise it. Calibrate
+            with the value that is used.
 
     Raises:
         ValueError: an argument that cannot be.
@@ -49,7 +52,9 @@ class SelfCorrectingFusion(nn.Module):
     noise_25: Tensor
     gradient_25: Tensor
 
-    def __init__(self, mode: str = "adaptive", fixed_lambda: float = 0.5, window_size: int = 7) -> None:
+    def __init__(
+        self, mode: str = "adaptive", fixed_lambda: float = 0.5, window_size: int = 7, exclude_edges: bool = False
+    ) -> None:
         super().__init__()
         if mode not in FUSION_MODES:
             raise ValueError(f"mode must be one of {FUSION_MODES}, got {mode!r}")
@@ -60,6 +65,7 @@ class SelfCorrectingFusion(nn.Module):
         self.mode = mode
         self.fixed_lambda = float(fixed_lambda)
         self.window_size = int(window_size)
+        self.exclude_edges = bool(exclude_edges)
         self.register_buffer("noise_25", torch.tensor(float("nan")))
         self.register_buffer("gradient_25", torch.tensor(float("nan")))
 
@@ -78,7 +84,7 @@ class SelfCorrectingFusion(nn.Module):
         _check_pair(low_dose_hu, prior_hu)
         if self.mode == "fixed":
             return torch.full_like(low_dose_hu, self.fixed_lambda)
-        noise = self.local_noise(low_dose_hu)
+        noise = self.local_noise(low_dose_hu, prior_hu)
         noise_25 = self._calibrated("noise_25").to(noise)
         if self.mode == "noise_match":
             return (noise_25 / noise.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1)
@@ -119,33 +125,45 @@ class SelfCorrectingFusion(nn.Module):
                 f"calibrate needs as many priors as low-dose images, got {len(low_dose)} low_dose_hu, "
                 f"{len(priors)} prior_hu"
             )
-        noise, gradient = [], []
         for image, prior in zip(low_dose, priors):
             _check_pair(image, prior)
-            body = self._body(image)
-            noise.append(self.local_noise(image)[body].flatten())
-            gradient.append(_gradient(prior)[body].flatten())
-        if not sum(len(n) for n in noise):
+        bodies = [self._body(image) for image in low_dose]
+        if not any(body.any() for body in bodies):
             raise ValueError(f"no body (above {BODY_HU:g} HU) in any of the {len(low_dose)} images of low_dose_hu")
-        noise_25, gradient_25 = torch.cat(noise).median(), torch.cat(gradient).median()
-        if not (torch.isfinite(noise_25) and noise_25 > 0 and torch.isfinite(gradient_25)):
-            raise ValueError(
-                f"low_dose_hu and prior_hu must be finite and noisy, got a noise of {noise_25:g} HU "
-                f"and a gradient of {gradient_25:g} HU/pixel"
-            )
+        # The gradient first: it tells edges from noise, where the noise needs to know.
+        gradient = torch.cat([_gradient(prior)[body] for prior, body in zip(priors, bodies)]).median()
+        _check_measured("prior_hu", "a gradient in HU/pixel", gradient, zero=True)
+        self.gradient_25.copy_(gradient)
+        noise = [self.local_noise(image, prior)[body] for image, prior, body in zip(low_dose, priors, bodies)]
+        noise_25 = torch.cat(noise).median()
+        _check_measured("low_dose_hu", "a noise in HU", noise_25, zero=False)
         self.noise_25.copy_(noise_25)
-        self.gradient_25.copy_(gradient_25)
         return self
 
     @torch.no_grad()
-    def local_noise(self, image_hu: Tensor) -> Tensor:
-        """Local noise ``N`` of ``(B, 1, H, W)``, HU: std in the window, of what the window's mean leaves."""
+    def local_noise(self, image_hu: Tensor, prior_hu: Tensor | None = None) -> Tensor:
+        """Local noise ``N`` of ``(B, 1, H, W)``, HU: std in the window, of what the window's mean leaves.
+
+        With ``exclude_edges`` the prior says which pixels of the window count; where less than a tenth of the window
+        is left, the image's median stands in.
+        """
         residual = image_hu - self._box(image_hu)
-        mean = self._box(residual)
-        return (self._box(residual**2) - mean**2).clamp_min(0).sqrt()
+        if not self.exclude_edges or prior_hu is None:
+            return (self._box(residual**2) - self._box(residual) ** 2).clamp_min(0).sqrt()
+        flat = (self._edge_confidence(prior_hu) == 0).to(residual)
+        share = self._box(flat)
+        weight = 1 / share.clamp_min(1e-6)
+        mean = self._box(flat * residual) * weight
+        noise = (self._box(flat * residual**2) * weight - mean**2).clamp_min(0).sqrt()
+        enough = share >= 0.1
+        medians = [_median_over(n, e & b) for n, e, b in zip(noise, enough, self._body(image_hu))]
+        return torch.where(enough, noise, torch.stack(medians).view(-1, 1, 1, 1))
 
     def extra_repr(self) -> str:
-        return f"mode={self.mode}, fixed_lambda={self.fixed_lambda}, window_size={self.window_size}"
+        return (
+            f"mode={self.mode}, fixed_lambda={self.fixed_lambda}, window_size={self.window_size}, "
+            f"exclude_edges={self.exclude_edges}"
+        )
 
     def _box(self, image: Tensor) -> Tensor:
         kernel = image.new_full((self.window_size,), 1 / self.window_size)
@@ -190,6 +208,11 @@ def _gradient(image_hu: Tensor) -> Tensor:
 
 def _median_over(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask].median() if mask.any() else values.median()
+
+
+def _check_measured(name: str, what: str, value: Tensor, zero: bool) -> None:
+    if not torch.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} must be finite and have {what}, got one of {value.item():g}")
 
 
 def _check_pair(low_dose_hu: Tensor, prior_hu: Tensor) -> None:

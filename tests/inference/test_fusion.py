@@ -145,6 +145,26 @@ def test_calibration_travels_with_the_weights():
     assert (target.noise_25.item(), target.gradient_25.item()) == (12.0, 3.0)
 
 
+def test_without_edges_the_noise_beside_an_edge_is_that_of_the_flat_area():
+    step = torch.zeros(1, 1, 64, 64)
+    step[..., 32:] = 1000.0
+    low_dose = step + noisy(20.0, size=64)
+    flat = SelfCorrectingFusion().local_noise(noisy(20.0, size=64)).median().item()
+    plain = calibrated().local_noise(low_dose, step)[..., 30:34]
+    masked = calibrated(exclude_edges=True).local_noise(low_dose, step)[..., 30:34]
+    assert plain.min() > 5 * flat
+    assert masked.max() < 2.5 * flat
+
+
+def test_without_edges_the_low_dose_image_wins_at_an_edge():
+    step = torch.zeros(1, 1, 64, 64)
+    step[..., 32:] = 1000.0
+    low_dose = step + noisy(20.0, size=64)
+    fusion = SelfCorrectingFusion(exclude_edges=True).calibrate(low_dose, step)
+    weight = fusion.weight(low_dose, step)
+    assert weight[..., 31:33].median() > weight[..., :20].median() + 0.1
+
+
 @pytest.mark.parametrize("mode", ["adaptive", "updown", "noise_match"])
 def test_an_uncalibrated_fusion_says_so(mode):
     with pytest.raises(ValueError, match="noise_25.*not calibrated"):
@@ -177,7 +197,7 @@ def test_shapes_that_differ_are_named():
         (([], []), "got 0"),
         (([noisy(1.0)], []), "as many priors"),
         ((torch.full((1, 1, 16, 16), -1000.0), torch.zeros(1, 1, 16, 16)), "no body"),
-        ((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)), "noise of 0"),
+        ((torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)), "a noise in HU, got one of 0"),
     ],
 )
 def test_calibration_needs_noisy_bodies(images, match):
