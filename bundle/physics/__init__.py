@@ -1,6 +1,6 @@
 """CT as mathematics: geometry, projection, reconstruction, dose, units. Needs torch and numba only."""
 
-from .dose import line_integral_variance, simulate_low_dose
+from .dose import line_integral_variance, simulate_low_dose, thin_line_integrals
 from .fbp import RAMP_WINDOWS, FilteredBackprojection
 from .geometry import FanBeamGeometry
 from .projector import FanBeamProjector
@@ -16,4 +16,5 @@ __all__ = [
     "hu_to_attenuation",
     "line_integral_variance",
     "simulate_low_dose",
+    "thin_line_integrals",
 ]

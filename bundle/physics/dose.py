@@ -54,14 +54,14 @@ def simulate_low_dose(
 
 
 def line_integral_variance(
-    line_integrals: Tensor, photons: float, *, dose: float = 1.0, electronic_variance: float = 0.0
+    line_integrals: Tensor, photons: float, *, dose: float | Tensor = 1.0, electronic_variance: float = 0.0
 ) -> Tensor:
     """Variance of noisy line integrals, to first order: ``(1 / N)(1 + electronic_variance / N)``, N the mean count.
 
     Args:
         line_integrals: noise-free (or smoothed) ``p``, any shape.
         photons: incident photons a ray at normal dose.
-        dose: fraction of the normal dose.
+        dose: fraction of the normal dose; a tensor that broadcasts where scans differ.
         electronic_variance: as in :func:`simulate_low_dose`.
 
     Raises:
@@ -71,8 +71,51 @@ def line_integral_variance(
     return (1 + electronic_variance / counts) / counts
 
 
-def _incident(photons: float, dose: float) -> float:
+def thin_line_integrals(
+    line_integrals: Tensor,
+    photons: float,
+    fraction: float,
+    *,
+    dose: float = 1.0,
+    floor: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Two scans of lower dose out of one: each photon goes to the first with probability ``fraction``, else to the second.
+
+    Binomial parts of a Poisson count are independent Poisson counts: both parts see the same patient at
+    ``fraction * dose`` and ``(1 - fraction) * dose``, at full resolution, and share no noise but the electronic one.
+
+    Args:
+        line_integrals: noisy ``p``, any shape, no unit.
+        photons: incident photons a ray at normal dose.
+        fraction: share of the first part, between 0 and 1.
+        dose: fraction of the normal dose that the scan was taken with.
+        floor: least count before the logarithm.
+        generator: source of the random numbers, on the tensor's device.
+
+    Returns:
+        Line integrals of both parts, shape and dtype of the input.
+
+    Raises:
+        ValueError: ``fraction`` not inside (0, 1), ``photons`` or ``dose`` not positive, values not finite.
+
+    Source: binomial splitting of a Poisson variable (Kingman, Poisson Processes, 1993, section 5.1).
+    """
+    incident = _incident(photons, dose)
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    if not torch.isfinite(line_integrals).all():
+        raise ValueError("line_integrals has NaN or infinite values")
+    counts = torch.round(incident * torch.exp(-line_integrals.double()))
+    first = torch.binomial(counts, torch.full_like(counts, fraction), generator=generator)
+    parts = (first, fraction), (counts - first, 1 - fraction)
+    first, second = (-torch.log(part.clamp_min(floor) / (share * incident)) for part, share in parts)
+    return first.to(line_integrals.dtype), second.to(line_integrals.dtype)
+
+
+def _incident(photons: float, dose: float | Tensor) -> float | Tensor:
     for name, value in (("photons", photons), ("dose", dose)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
+        least, most = (value.min().item(), value.max().item()) if isinstance(value, Tensor) else (value, value)
+        if not (least > 0 and math.isfinite(most)):
+            raise ValueError(f"{name} must be a positive number, got {least}")
     return photons * dose

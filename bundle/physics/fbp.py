@@ -89,7 +89,7 @@ def redundancy_weights(geometry: FanBeamGeometry) -> np.ndarray:
     """Weight of each ray, ``(V, D)``: those of a ray and of its counterpart from the other side sum to 1.
 
     One half each for a full scan. For a shorter arc, Parker's smooth weights with the surplus arc given to the
-    transition (Silver's extension): the ray at angle b and fan angle g meets its counterpart at b + pi + 2 g, -g.
+    transition (Silver's extension): the ray at angle b and fan angle g meets its counterpart at b + pi - 2 g, -g.
 
     Raises:
         ValueError: the arc is below 180 degrees + fan angle; names both.
@@ -107,7 +107,7 @@ def redundancy_weights(geometry: FanBeamGeometry) -> np.ndarray:
             f"{180 + 2 * math.degrees(half_fan):.2f} degrees: FBP would lack data (see arc, angles)"
         )
     surplus = (arc - math.pi) / 2
-    # The counterpart of (b, g) stands at b + pi + 2 s g, where s is the turning sense. View centres lie half a step in.
+    # In the turning sense s the counterpart stands pi - 2 s g further on. View centres lie half a step in.
     sense = 1.0 if geometry.scan_arc > 0 else -1.0
     steps = view_steps(geometry)
     angle = (np.cumsum(steps) - steps / 2)[:, None]

@@ -82,8 +82,9 @@ class FanBeamGeometry:
             self._check_angles()
         elif self.arc == 0:
             raise ValueError("arc must not be 0")
-        if abs(self.scan_arc) > 2 * math.pi * (1 + 1e-3):
-            raise ValueError(f"the views must stay within one turn, got an arc of {self.scan_arc} rad")
+        covered = self.arc if self.angles is None else self.angles[-1] - self.angles[0]
+        if abs(covered) > 2 * math.pi * (1 + 1e-3 if self.angles is None else 1 - 1e-9):
+            raise ValueError(f"the views must stay within one turn, got an arc of {covered} rad")
         if max(self.fan_angles[-1], -self.fan_angles[0]) >= math.pi / 4:
             raise ValueError(
                 "the fan must be narrower than 45 degrees to either side, got "
@@ -144,12 +145,18 @@ class FanBeamGeometry:
             return self.arc
         if self.num_views == 1:
             return 0.0
+        if self.is_full_scan:
+            return math.copysign(2 * math.pi, self.angles[-1] - self.angles[0])
         return (self.angles[-1] - self.angles[0]) * self.num_views / (self.num_views - 1)
 
     @property
     def is_full_scan(self) -> bool:
-        """Whether the views cover one whole turn (to a thousandth of a turn)."""
-        return abs(abs(self.scan_arc) - 2 * math.pi) < 2e-3 * math.pi
+        """Whether the views cover one whole turn: to a thousandth by `arc`, without a wider gap by `angles`."""
+        if self.angles is None:
+            return abs(abs(self.arc) - 2 * math.pi) < 2e-3 * math.pi
+        gaps = np.abs(np.diff(self.angles))
+        # Angles may be uneven, so one half more than the widest gap between two views is no gap yet.
+        return self.num_views > 1 and 2 * math.pi - gaps.sum() < 1.5 * gaps.max()
 
     @property
     def center_cell(self) -> float:
@@ -181,7 +188,8 @@ class FanBeamGeometry:
         edges = np.array([self.cell_positions[0] - half_cell, self.cell_positions[-1] + half_cell])
         fan = edges / self.source_to_detector
         fan = np.arctan(fan) if self.detector == "flat" else fan
-        return float(self.source_to_center * np.sin(np.abs(fan).min()))
+        # An edge on the wrong side of the central ray leaves no circle.
+        return float(self.source_to_center * np.sin(max(0.0, min(-fan[0], fan[1]))))
 
     def pixel_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
         """Centres of the pixels: x of every column and y of every row, float64, mm."""

@@ -68,7 +68,7 @@ class FanBeamProjector(FanBeamOperator):
 
     Args:
         geometry: scan and image grid.
-        backend: ``auto`` (numba on the CPU, torch elsewhere), ``numba`` or ``torch``.
+        backend: ``auto`` (numba on the CPU, torch elsewhere), ``numba``, ``torch`` or ``leap``.
 
     Source: Joseph, IEEE TMI 1(3), 1982.
     """

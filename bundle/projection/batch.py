@@ -22,18 +22,26 @@ from .sampler import ContextualSubsampler
 
 
 class PrepareSubPair(PrepareBatch):
-    """Turn a batch of noisy sinograms into input and target of stage 1; nothing but the sinograms is read.
+    """Turn a batch of noisy sinograms into input and target of stage 1; nothing but sinograms and doses is read.
 
     Args:
         sampler: draws the masks, anew for every batch.
         denoiser: ``f``, the network in training; ``f(y)`` is computed without gradient.
         key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
+        dose_key: entry that holds each item's dose (B), if there is one; the loss uses it.
     """
 
-    def __init__(self, sampler: ContextualSubsampler, denoiser: Callable[[Tensor], Tensor], key: str = "sinogram"):
+    def __init__(
+        self,
+        sampler: ContextualSubsampler,
+        denoiser: Callable[[Tensor], Tensor],
+        key: str = "sinogram",
+        dose_key: str = "dose",
+    ) -> None:
         self.sampler = sampler
         self.denoiser = denoiser
         self.key = key
+        self.dose_key = dose_key
 
     def __call__(
         self,
@@ -52,9 +60,12 @@ class PrepareSubPair(PrepareBatch):
         sub_input, sub_target = plan(sinogram)
         with torch.no_grad():
             denoised_input, denoised_target = plan(self.denoiser(sinogram))
-        return sub_input, SubPairTarget(
+        target = SubPairTarget(
             input=sub_input, target=sub_target, denoised_input=denoised_input, denoised_target=denoised_target
         )
+        if self.dose_key in batchdata:
+            target["dose"] = torch.as_tensor(batchdata[self.dose_key]).to(sinogram).reshape(-1, 1, 1, 1)
+        return sub_input, target
 
 
 class PrepareReconstruction(PrepareBatch):

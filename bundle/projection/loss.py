@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict
-
+import torch
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
 from bundle.physics import line_integral_variance
 
@@ -16,13 +16,17 @@ class SubPairTarget(TypedDict):
     """What the loss holds a prediction against; line integrals (B, 1, h, w), without gradient.
 
     ``input`` and ``target`` are two sub-sinograms of the noisy ``y``; ``denoised_input`` and ``denoised_target`` are
-    those of ``f(y)`` under the same masks.
+    those of ``f(y)`` under the same masks. ``dose``, (B, 1, 1, 1), is there where the items of a batch differ in it.
     """
 
     input: Tensor
     target: Tensor
     denoised_input: Tensor
     denoised_target: Tensor
+    dose: NotRequired[Tensor]
+
+
+_SUB_SINOGRAMS = ("input", "target", "denoised_input", "denoised_target")
 
 
 class SimilarityLoss(nn.Module):
@@ -46,7 +50,7 @@ class SimilarityLoss(nn.Module):
         tau: difference from which on a pair is left out; ``None`` for no mask. In standard deviations with a noise
             model, in line integrals without.
         photons: incident photons a ray at normal dose; ``None`` for no noise model.
-        dose: fraction of the normal dose that ``y`` was taken with.
+        dose: fraction of the normal dose that ``y`` was taken with, where the target does not say.
         electronic_variance: variance of the electronic noise, photons squared.
         standardise: divide both residuals by the local standard deviation, so that thin rays, which are quiet, count
             as much as thick ones. Needs the noise model.
@@ -90,13 +94,13 @@ class SimilarityLoss(nn.Module):
         Raises:
             ValueError: a tensor of ``target`` is missing or not shaped as the prediction.
         """
-        for name in SubPairTarget.__annotations__:
+        for name in _SUB_SINOGRAMS:
             shape = tuple(target[name].shape) if name in target else None  # type: ignore[literal-required]
             if shape != tuple(prediction.shape):
                 raise ValueError(
                     f"target[{name!r}] must be shaped as the prediction {tuple(prediction.shape)}, got {shape}"
                 )
-        sigma = self.noise_level(prediction)
+        sigma = self.noise_level(prediction, target.get("dose"))
         residual = prediction - target["target"]
         denoised = target["denoised_input"] - target["denoised_target"]
         if self.tau is not None:
@@ -108,19 +112,20 @@ class SimilarityLoss(nn.Module):
             residual, consistency = residual / sigma, consistency / sigma
         return residual.square().mean() + self.alpha * consistency.square().mean()
 
-    def noise_level(self, prediction: Tensor) -> Tensor | None:
+    def noise_level(self, prediction: Tensor, dose: float | Tensor | None = None) -> Tensor | None:
         """Standard deviation of the noise in ``y`` where the line integrals are ``prediction``; None without a model.
 
         Never below one photon's worth of signal, and without gradient.
         """
         if self.photons is None:
             return None
+        dose = self.dose if dose is None else dose
         # A ray of less than one photon on average tells nothing; this also bounds the exponential.
-        starved = max(math.log(self.photons * self.dose), 0.0)
+        starved = torch.as_tensor(self.photons * dose).to(prediction).log().clamp_min(0)
         return line_integral_variance(
-            prediction.detach().clamp(max=starved),
+            torch.minimum(prediction.detach(), starved),
             self.photons,
-            dose=self.dose,
+            dose=dose,
             electronic_variance=self.electronic_variance,
         ).sqrt()
 

@@ -2,14 +2,16 @@
 
 from .crops import TissueWeightd, tissue_weight
 from .files import LoadScand
-from .low_dose import SimulateScand, noise_seed
+from .low_dose import RandThinCountsd, SimulateScand, ThinCountsd, noise_seed
 from .reconstruct import ReconstructPaird
 from .slices import training_slices
 
 __all__ = [
     "LoadScand",
+    "RandThinCountsd",
     "ReconstructPaird",
     "SimulateScand",
+    "ThinCountsd",
     "TissueWeightd",
     "noise_seed",
     "tissue_weight",

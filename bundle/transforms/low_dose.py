@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.transforms import Transform
+from monai.transforms import RandomizableTransform, Transform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.physics import FanBeamGeometry, attenuation_to_hu, hu_to_attenuation, simulate_low_dose
+from bundle.physics import FanBeamGeometry, attenuation_to_hu, hu_to_attenuation, simulate_low_dose, thin_line_integrals
 
 from .operators import filtered_backprojection, in_batches, projector
 
@@ -100,6 +101,90 @@ class SimulateScand(Transform):
             electronic_variance=self.electronic_variance,
             generator=generator,
         )
+
+
+class ThinCountsd(Transform):
+    """Split the photons of ``sinogram`` into ``input_sinogram`` and ``target_sinogram``: same patient, independent noise.
+
+    What a network learns from such a pair (:class:`bundle.transforms.ReconstructPaird`) cannot be the noise of its
+    input, for the target does not have it. The share of the input is drawn anew for each item, so that lower doses
+    than the scan's own are trained, too. The draw belongs to (``seed``, ``name``, slice, ``repeat``).
+
+    Args:
+        photons: incident photons a ray at normal dose.
+        dose: fraction of the normal dose, where the item does not say.
+        fractions: least and greatest share of the photons that the input is given.
+        seed: of the draw.
+
+    Raises:
+        ValueError: ``fractions`` are not two growing numbers between 0 and 1.
+    """
+
+    def __init__(self, photons: float, dose: float, fractions: Sequence[float] = (0.3, 0.8), seed: int = 0) -> None:
+        _positive("photons", photons)
+        _positive("dose", dose)
+        if len(fractions) != 2 or not 0 < fractions[0] <= fractions[1] < 1:
+            raise ValueError(f"fractions must be two growing numbers between 0 and 1, got {fractions}")
+        self.photons = photons
+        self.dose = dose
+        self.fractions = tuple(fractions)
+        self.seed = seed
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        dose = float(item.get("dose", self.dose))
+        seed = noise_seed(self.seed, f"thin {item['name']}", int(item["slice"]), item.get("repeat", 0))
+        generator = torch.Generator().manual_seed(seed)
+        low, high = self.fractions
+        fraction = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        item["input_sinogram"], item["target_sinogram"] = thin_line_integrals(
+            item["sinogram"], self.photons, fraction, dose=dose, generator=generator
+        )
+        return item
+
+
+class RandThinCountsd(RandomizableTransform):
+    """Sometimes keep only a part of the photons of ``sinogram``, and say so in ``dose``: one dose trains all lower ones.
+
+    The fraction kept is drawn log-uniformly; ``dose`` becomes a float32 scalar tensor.
+
+    Args:
+        photons: incident photons a ray at normal dose.
+        dose: fraction of the normal dose, where the item does not say.
+        least: least fraction kept, between 0 and 1.
+        prob: probability of thinning at all; 0 leaves every sinogram as it is.
+
+    Raises:
+        ValueError: an argument that cannot be.
+    """
+
+    def __init__(self, photons: float, dose: float, least: float = 0.1, prob: float = 0.5) -> None:
+        super().__init__(prob)
+        _positive("photons", photons)
+        _positive("dose", dose)
+        if not 0 < least < 1:
+            raise ValueError(f"least must be between 0 and 1, got {least}")
+        self.photons = photons
+        self.dose = dose
+        self.least = least
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to thin, the fraction kept, and the seed of the thinning."""
+        super().randomize(data)
+        self._fraction = self.least ** self.R.uniform()
+        self._seed = int(self.R.randint(2**31))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        self.randomize()
+        dose = float(item.get("dose", self.dose))
+        # Plain, thinned or not: tensors with and without metadata can't be batched together.
+        sinogram = convert_to_tensor(item["sinogram"], track_meta=False)
+        if self._do_transform and self._fraction < 1:
+            generator = torch.Generator().manual_seed(self._seed)
+            sinogram, _ = thin_line_integrals(sinogram, self.photons, self._fraction, dose=dose, generator=generator)
+            dose *= self._fraction
+        return {**item, "sinogram": sinogram, "dose": torch.tensor(dose)}
 
 
 def noise_seed(seed: int, name: str, index: int, dose: float) -> int:

@@ -8,22 +8,25 @@ from typing import Any
 from bundle.io import read_ct, read_sinogram
 
 
-def training_slices(scans: Sequence[dict], every: int = 1) -> list[dict[str, Any]]:
+def training_slices(scans: Sequence[dict], every: int = 1, repeats: int = 1) -> list[dict[str, Any]]:
     """One item a slice, for a MONAI dataset.
 
     Args:
         scans: items of :func:`bundle.io.find_scans`.
         every: take each n-th slice of a scan.
+        repeats: items a slice, told apart by ``repeat``: what is drawn at random for a slice but then kept, such as
+            a thinning, is drawn this often.
 
     Returns:
         For a CT ``image_hu``, float32 ``(1, H, W)``, a view into its volume, and ``pixel_size`` (mm); for a measured
-        scan ``sinogram``, float32 ``(1, V, D)``, and ``geometry`` (JSON); for both ``name``, ``patient``, ``slice``.
+        scan ``sinogram``, float32 ``(1, V, D)``, and ``geometry`` (JSON); for both ``name``, ``patient``, ``slice``, ``repeat``.
 
     Raises:
-        ValueError: ``every`` is below 1, or names the file that can't be read.
+        ValueError: ``every`` or ``repeats`` is below 1, or names the file that can't be read.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    for name, value in (("every", every), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     items = []
     for scan in scans:
         if scan["kind"] == "sinogram":
@@ -33,5 +36,9 @@ def training_slices(scans: Sequence[dict], every: int = 1) -> list[dict[str, Any
             volume = read_ct(scan["path"])
             stack, key, more = volume.image_hu, "image_hu", {"pixel_size": volume.pixel_size}
         who = {"name": scan["name"], "patient": scan["patient"]}
-        items += [{key: stack[index][None], "slice": index, **more, **who} for index in range(0, len(stack), every)]
+        items += [
+            {key: stack[index][None], "slice": index, "repeat": repeat, **more, **who}
+            for index in range(0, len(stack), every)
+            for repeat in range(repeats)
+        ]
     return items

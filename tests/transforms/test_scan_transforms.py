@@ -19,11 +19,15 @@ from bundle.physics import (
     attenuation_to_hu,
     hu_to_attenuation,
     line_integral_variance,
+    simulate_low_dose,
+    thin_line_integrals,
 )
 from bundle.transforms import (
     LoadScand,
+    RandThinCountsd,
     ReconstructPaird,
     SimulateScand,
+    ThinCountsd,
     TissueWeightd,
     noise_seed,
     tissue_weight,
@@ -221,14 +225,14 @@ def test_training_slices_read_a_volume_once_and_share_its_memory(scans, phantom)
     assert [(item["name"], item["slice"]) for item in items] == [(n, s) for n in ("one", "two") for s in (0, 2, 4)]
     assert items[0]["image_hu"].untyped_storage().data_ptr() == items[1]["image_hu"].untyped_storage().data_ptr()
     assert torch.equal(items[1]["image_hu"][0], torch.from_numpy(phantom[2]).float())
-    assert set(items[0]) == {"image_hu", "pixel_size", "slice", "name", "patient"}
+    assert set(items[0]) == {"image_hu", "pixel_size", "slice", "repeat", "name", "patient"}
 
 
 def test_training_slices_of_a_measured_scan_are_sinograms(measured):
     folder, sinogram = measured
     items = training_slices(find_scans(folder))
     assert torch.equal(torch.cat([item["sinogram"] for item in items]), sinogram)
-    assert set(items[0]) == {"sinogram", "geometry", "slice", "name", "patient"}
+    assert set(items[0]) == {"sinogram", "geometry", "slice", "repeat", "name", "patient"}
 
 
 def test_weight_is_high_in_the_patient_low_in_air_and_never_zero(scans, simulate):
@@ -260,3 +264,45 @@ def test_crops_for_training_come_from_the_patient_and_batch_flat(scans, simulate
     assert [tuple(batch["sinogram"].shape) for batch in batches] == [(6, 1, 16, 8)] * 5
     middles = np.concatenate([batch["sinogram"][:, 0, 8, 4].numpy() for batch in batches])
     assert (middles > 0.2).mean() > 0.8
+
+
+def test_thinned_parts_share_no_noise_and_have_the_noise_of_their_doses():
+    """Binomial parts of Poisson counts are independent, each with the variance of its own share of the photons."""
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.full((1, 300, 400), 2.0)
+    noisy = simulate_low_dose(clean, 1e5, dose=0.25, generator=generator)
+    first, second = thin_line_integrals(noisy, 1e5, 0.4, dose=0.25, generator=generator)
+    for part, dose in ((first, 0.1), (second, 0.15)):
+        expected = line_integral_variance(clean, 1e5, dose=dose).mean()
+        assert part.var().item() == pytest.approx(expected.item(), rel=0.02)
+        assert part.mean().item() == pytest.approx(2.0, abs=0.001)
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(correlation.item()) < 0.015  # five standard errors
+
+
+def test_a_thinning_belongs_to_slice_and_repeat():
+    item = {"sinogram": torch.full((1, 8, 9), 2.0), "name": "a", "slice": 1}
+    thin = ThinCountsd(photons=1e4, dose=0.25)
+    again, other = thin(dict(item))["input_sinogram"], thin({**item, "repeat": 1})["input_sinogram"]
+    assert torch.equal(thin(item)["input_sinogram"], again)
+    assert not torch.equal(other, again)
+    assert set(item) == {"sinogram", "name", "slice"}
+
+
+def test_random_thinning_states_the_dose_it_leaves():
+    clean = torch.full((1, 200, 200), 1.5)
+    noisy = simulate_low_dose(clean, 1e5, dose=0.25, generator=torch.Generator().manual_seed(0))
+    thin = RandThinCountsd(photons=1e5, dose=0.25, least=0.2, prob=1.0).set_random_state(7)
+    for _ in range(3):
+        item = thin({"sinogram": noisy})
+        assert 0.05 <= item["dose"] < 0.25
+        expected = line_integral_variance(clean, 1e5, dose=float(item["dose"])).mean().item()
+        assert item["sinogram"].var().item() == pytest.approx(expected, rel=0.03)
+    never = RandThinCountsd(photons=1e5, dose=0.25, prob=0.0)({"sinogram": noisy})
+    assert torch.equal(never["sinogram"], noisy) and never["dose"] == 0.25
+
+
+@pytest.mark.parametrize("fractions", [(0.0, 0.5), (0.6, 0.4), (0.5, 1.0), (0.5,)])
+def test_thinning_refuses_fractions_that_leave_nothing(fractions):
+    with pytest.raises(ValueError, match="fractions"):
+        ThinCountsd(photons=1e4, dose=0.25, fractions=fractions)

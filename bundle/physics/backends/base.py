@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry import FanBeamGeometry
 
-BACKENDS = ("auto", "numba", "torch")
+BACKENDS = ("auto", "numba", "torch", "leap")
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,12 @@ def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> 
         from .numba_cpu import NumbaBackend
 
         return NumbaBackend(geometry)
+    if name == "leap":
+        if device.type != "cpu":
+            raise ValueError(f"backend 'leap' computes on the CPU, got tensors on {device}; use 'torch' or 'auto'")
+        from .leap import LeapBackend
+
+        return LeapBackend(geometry)
     from .torch_any import TorchBackend
 
     return TorchBackend(geometry)

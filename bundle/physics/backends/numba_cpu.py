@@ -30,9 +30,10 @@ class NumbaBackend:
         self.turns = 4 if self._has_quarter_symmetry() else 1
         self._frames = ray_frames(geometry)[: 1 if self.turns == 4 else 4]
         self._cell_scale = geometry.source_to_detector / geometry.cell_pitch
-        self._arctan = (
-            arctan_polynomial(np.abs(geometry.fan_angles).max()) if geometry.detector == "equiangular" else np.empty(0)
-        )
+        self._arctan = np.empty(0)
+        if geometry.detector == "equiangular":
+            # Pixels up to one cell past the detector's edge still see its last cell.
+            self._arctan = arctan_polynomial(np.abs(geometry.fan_angles).max() + 1.01 / self._cell_scale)
 
     def _has_quarter_symmetry(self) -> bool:
         g = self.geometry

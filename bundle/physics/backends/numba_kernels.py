@@ -203,7 +203,8 @@ def project_transpose(
 def _pixel_taps(xs, y, view, cells, source_to_center, cells_per_unit, center, arctan, index, first, second):
     """Where the pixels of a row fall on the detector of a view: padded cell index and the two cells' weights.
 
-    `arctan`: coefficients of an odd polynomial for the equiangular detector; empty for the flat one.
+    `arctan`: ten coefficients of an odd polynomial for the equiangular detector, and the largest square they are good
+    for; empty for the flat one.
     """
     sine, cosine = view[0], view[1]
     one = xs.dtype.type(1)
@@ -225,9 +226,10 @@ def _pixel_taps(xs, y, view, cells, source_to_center, cells_per_unit, center, ar
             inverse = one / (along - xs[i] * sine)
             distance = source_to_center * inverse
             r = (across + xs[i] * cosine) * inverse
-            s = r * r
+            # Beyond, the polynomial stays at its last value: that pixel falls past the detector's edge.
+            s = min(r * r, arctan[10])
             low = (((a0 * s + a1) * s + a2) * s + a3) * s + a4
-            first[i] = distance * distance / (one + s)
+            first[i] = distance * distance / (one + r * r)
             second[i] = r * (((((low * s + a5) * s + a6) * s + a7) * s + a8) * s + a9)
     for i in range(xs.size):
         at = second[i] * cells_per_unit + center

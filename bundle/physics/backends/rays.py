@@ -67,13 +67,12 @@ def ray_frames(geometry: FanBeamGeometry) -> list[RayFrame]:
 
 
 def arctan_polynomial(largest: float) -> np.ndarray:
-    """Ten coefficients, highest first, of ``arctan(r) / r`` in powers of ``r^2``, for angles up to `largest` (below pi/4).
+    """Ten coefficients, highest first, of ``arctan(r) / r`` in powers of ``r^2``, and the largest such square.
 
-    A pixel outside the fan may lie beyond; there the polynomial grows past the detector's edge and the pixel is left
-    out, as it should be.
+    They hold for angles up to `largest`; beyond, a polynomial may turn back onto the detector.
     """
-    top = np.tan(min(1.05 * largest, np.pi / 4)) ** 2
+    top = np.tan(min(largest, 1.1)) ** 2
     nodes = (np.cos(np.pi * (np.arange(64) + 0.5) / 64) + 1) / 2 * top
     ratio = np.sqrt(nodes)
     fit = np.polynomial.Chebyshev.fit(nodes, np.arctan(ratio) / ratio, 9, domain=[0, top])
-    return fit.convert(kind=np.polynomial.Polynomial).coef[::-1].copy()
+    return np.append(fit.convert(kind=np.polynomial.Polynomial).coef[::-1], top)
