@@ -3,8 +3,9 @@
     python scripts/assemble_model.py --projection output/projection/projection.pt \
         --diffusion output/diffusion/diffusion.pt --dataset_dir DIR --output models/model.pt
 
-The fusion's N25 is measured on low-dose scans of the training patients (--exclude the others), at the dose, scanner
-and windows that configs/inference.json names.
+The fusion's N25 and noise scale are measured on low-dose scans of the training patients (--exclude the others), at the
+scanner and dose that configs/inference.json names. A part of the photons is kept apart for the noise scale: no clean
+image is needed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,30 @@ import torch  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from bundle.inference import load_weights  # noqa: E402
+from bundle.inference import LowDoseRestorer, load_weights  # noqa: E402
 from bundle.io import find_scans, replace_when_complete  # noqa: E402
-from bundle.transforms import ReconstructPaird  # noqa: E402
+from bundle.physics import (  # noqa: E402
+    FanBeamGeometry,
+    FilteredBackprojection,
+    attenuation_to_hu,
+    thin_line_integrals,
+)
+from bundle.transforms import ReconstructPaird, noise_seed  # noqa: E402
+
+
+def calibration_pair(
+    item: dict, network: LowDoseRestorer, config: ConfigParser, fraction: float = 0.8
+) -> tuple[torch.Tensor, ...]:
+    """Low-dose image, its prior, and the image of the photons that were kept apart, ``(S, 1, H, W)`` in HU."""
+    generator = torch.Generator().manual_seed(noise_seed(0, item["name"], 0, fraction))
+    kept, rest = thin_line_integrals(
+        item["sinogram"], config["photons"], fraction, dose=config["dose"], generator=generator
+    )
+    item = ReconstructPaird(network.projection, network.window)({**item, "sinogram": kept})
+    geometry = FanBeamGeometry.from_json(item["geometry"])
+    independent = FilteredBackprojection(geometry, network.window)(rest.transpose(0, 1))
+    # (1, S, H, W) -> (S, 1, H, W)
+    return item["fbp"].transpose(0, 1), item["prior"].transpose(0, 1), attenuation_to_hu(independent)
 
 
 def main() -> None:
@@ -50,11 +72,9 @@ def main() -> None:
     if not scans:
         parser.error(f"--exclude {args.exclude} leaves no scan of {args.dataset_dir}")
     simulate = config.get_parsed_content("preprocessing")
-    reconstruct = ReconstructPaird(network.projection, network.window)
-    pairs = [reconstruct(simulate(scan)) for scan in tqdm(scans, desc="calibrate", unit="scan")]
-    # (1, S, H, W) -> (S, 1, H, W)
-    network.fusion.calibrate(*([pair[key].transpose(0, 1) for pair in pairs] for key in ("fbp", "prior")))
-    print(f"N25 {network.fusion.noise_25:.2f} HU, g25 {network.fusion.gradient_25:.2f} HU/pixel")
+    pairs = [calibration_pair(simulate(scan), network, config) for scan in tqdm(scans, desc="calibrate", unit="scan")]
+    network.fusion.calibrate(*zip(*pairs))
+    print({name: round(value.item(), 3) for name, value in network.fusion.state_dict().items()})
     with replace_when_complete(args.output, overwrite=args.overwrite) as unfinished:
         torch.save(network.state_dict(), unfinished)
     size = Path(args.output).stat().st_size / 1e6

@@ -15,6 +15,9 @@ FUSION_MODES = ("adaptive", "updown", "fixed", "noise_match")
 #: Above this a smoothed pixel counts as body, HU; as far from air as from water.
 BODY_HU = -500.0
 
+#: Candidates for ``noise_scale``: half to sixteen times, in steps of a fifth.
+NOISE_SCALES = tuple(2 ** (k / 4) for k in range(-4, 17))
+
 
 class SelfCorrectingFusion(nn.Module):
     """Mix the low-dose image and the prior pixel by pixel: ``fused = lambda x_ld + (1 - lambda) xhat``.
@@ -24,12 +27,13 @@ class SelfCorrectingFusion(nn.Module):
     value at the reference dose::
 
         N      = local std of (x_ld - box(x_ld)), both in a window of ``window_size`` pixels
-        C_n    = 1 / (1 + (N / N_25)^2)
+        C_n    = 1 / (1 + (s N / N_25)^2)
         C_e    = clip((g - 2 g_25) / (p99(g) - 2 g_25), 0, 1),  g = |Sobel(gauss1(xhat))|
         lambda = clip(C_n + (1 - C_n) C_n C_e, 0, 1)
 
-    ``N_25`` and ``g_25`` are the buffers ``noise_25`` and ``gradient_25`` (HU, HU/pixel): measured by
-    :meth:`calibrate`, stored in the state dict, NaN until then. Gradients flow through both images, not through
+    ``N_25``, ``g_25`` and ``s`` are the buffers ``noise_25``, ``gradient_25`` (HU, HU/pixel; NaN until calibrated) and
+    ``noise_scale``, measured by :meth:`calibrate` and stored in the state dict. In the paper ``s`` is 1: at the
+    reference dose both images count the same. Where the prior is the better image, ``s`` above 1 says so. Gradients flow through both images, not through
     ``lambda``. Every image of a batch is treated alone.
 
     Args:
@@ -51,6 +55,7 @@ class SelfCorrectingFusion(nn.Module):
 
     noise_25: Tensor
     gradient_25: Tensor
+    noise_scale: Tensor
 
     def __init__(
         self, mode: str = "adaptive", fixed_lambda: float = 0.5, window_size: int = 7, exclude_edges: bool = False
@@ -68,6 +73,7 @@ class SelfCorrectingFusion(nn.Module):
         self.exclude_edges = bool(exclude_edges)
         self.register_buffer("noise_25", torch.tensor(float("nan")))
         self.register_buffer("gradient_25", torch.tensor(float("nan")))
+        self.register_buffer("noise_scale", torch.tensor(1.0))
 
     def forward(self, low_dose_hu: Tensor, prior_hu: Tensor) -> Tensor:
         """Fuse ``(B, 1, H, W)`` and ``(B, 1, H, W)``, HU, to ``(B, 1, H, W)``, HU."""
@@ -86,6 +92,7 @@ class SelfCorrectingFusion(nn.Module):
             return torch.full_like(low_dose_hu, self.fixed_lambda)
         noise = self.local_noise(low_dose_hu, prior_hu)
         noise_25 = self._calibrated("noise_25").to(noise)
+        noise = noise * self.noise_scale.to(noise)
         if self.mode == "noise_match":
             return (noise_25 / noise.clamp_min(torch.finfo(noise.dtype).tiny)).clamp_max(1)
         edges = self._edge_confidence(prior_hu)
@@ -100,7 +107,10 @@ class SelfCorrectingFusion(nn.Module):
 
     @torch.no_grad()
     def calibrate(
-        self, low_dose_hu: Tensor | Sequence[Tensor], prior_hu: Tensor | Sequence[Tensor]
+        self,
+        low_dose_hu: Tensor | Sequence[Tensor],
+        prior_hu: Tensor | Sequence[Tensor],
+        independent_hu: Tensor | Sequence[Tensor] | None = None,
     ) -> SelfCorrectingFusion:
         """Measure ``noise_25`` and ``gradient_25`` on images of the reference dose (25 % in the paper).
 
@@ -108,9 +118,15 @@ class SelfCorrectingFusion(nn.Module):
         median of the gradient ``g`` over the body pixels of all priors: most of the body is flat, so this is the
         gradient that the noise left in the prior makes.
 
+        With ``independent_hu``, images of the same slices whose noise is independent (the FBP of the photons that a
+        thinning left over), ``noise_scale`` becomes the one whose fusion predicts them best: their noise adds the same
+        to every candidate's error, so the least error is that of the best fusion, without any clean image. Every slice
+        counts the same, its errors taken in units of its noise. Without, ``noise_scale`` is left as it is.
+
         Args:
             low_dose_hu: FBP of the noisy sinograms, ``(B, 1, H, W)``, or a sequence of such (shapes may differ).
             prior_hu: the prior of each, likewise.
+            independent_hu: likewise.
 
         Returns:
             itself, calibrated.
@@ -134,10 +150,22 @@ class SelfCorrectingFusion(nn.Module):
         gradient = torch.cat([_gradient(prior)[body] for prior, body in zip(priors, bodies)]).median()
         _check_measured("prior_hu", "a gradient in HU/pixel", gradient, zero=True)
         self.gradient_25.copy_(gradient)
-        noise = [self.local_noise(image, prior)[body] for image, prior, body in zip(low_dose, priors, bodies)]
-        noise_25 = torch.cat(noise).median()
+        noises = [self.local_noise(image, prior) for image, prior in zip(low_dose, priors)]
+        noise_25 = torch.cat([noise[body] for noise, body in zip(noises, bodies)]).median()
         _check_measured("low_dose_hu", "a noise in HU", noise_25, zero=False)
         self.noise_25.copy_(noise_25)
+        if independent_hu is not None:
+            others = [independent_hu] if isinstance(independent_hu, Tensor) else list(independent_hu)
+            if len(others) != len(low_dose):
+                raise ValueError(f"independent_hu must have {len(low_dose)} images, got {len(others)}")
+            for image, other in zip(low_dose, others):
+                _check_pair(image, other)
+            errors = []
+            for scale in NOISE_SCALES:
+                self.noise_scale.fill_(scale)
+                fused = [self(image, prior) for image, prior in zip(low_dose, priors)]
+                errors.append(sum(_error_in_noise(f, o, n, b) for f, o, n, b in zip(fused, others, noises, bodies)))
+            self.noise_scale.fill_(NOISE_SCALES[min(range(len(errors)), key=errors.__getitem__)])
         return self
 
     @torch.no_grad()
@@ -208,6 +236,15 @@ def _gradient(image_hu: Tensor) -> Tensor:
 
 def _median_over(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask].median() if mask.any() else values.median()
+
+
+def _error_in_noise(fused: Tensor, independent: Tensor, noise: Tensor, body: Tensor) -> float:
+    """Sum over slices of the mean squared difference over the body, in units of the slice's median noise."""
+    total = 0.0
+    for image, other, level, where in zip(fused, independent, noise, body):
+        if where.any():
+            total += float(((image - other)[where] / level[where].median()).double().square().mean())
+    return total
 
 
 def _check_measured(name: str, what: str, value: Tensor, zero: bool) -> None:

@@ -203,3 +203,29 @@ def test_shapes_that_differ_are_named():
 def test_calibration_needs_noisy_bodies(images, match):
     with pytest.raises(ValueError, match=match):
         SelfCorrectingFusion().calibrate(*images)
+
+
+@pytest.mark.parametrize("prior_error", [5.0, 10.0, 20.0])
+def test_the_noise_scale_is_learned_without_a_clean_image(prior_error):
+    """The best weight of an image with noise N against a prior with an independent error P is 1 / (1 + (N / P)^2)."""
+    low_dose, prior = noisy(20.0, seed=1, size=96), noisy(prior_error, seed=2, size=96)
+    fusion = SelfCorrectingFusion().calibrate(low_dose, prior, noisy(40.0, seed=3, size=96))
+    # One step of the candidates is a factor of 2^(1/4); chance may cost one more.
+    assert fusion.noise_scale.item() == pytest.approx(20.0 / prior_error, rel=0.42)
+
+
+def test_the_noise_scale_shifts_trust_to_the_prior():
+    low_dose = noisy(20.0)
+    fusion = calibrated()
+    paper = fusion.weight(low_dose, torch.zeros_like(low_dose))
+    fusion.noise_scale.fill_(3.0)
+    assert (fusion.weight(low_dose, torch.zeros_like(low_dose)) < paper).all()
+
+
+def test_calibration_without_an_independent_image_keeps_the_noise_scale():
+    assert SelfCorrectingFusion().calibrate(noisy(20.0), noisy(5.0, seed=1)).noise_scale == 1
+
+
+def test_calibration_needs_as_many_independent_images():
+    with pytest.raises(ValueError, match="independent_hu must have 1"):
+        SelfCorrectingFusion().calibrate(noisy(20.0), noisy(5.0), [noisy(9.0), noisy(9.0)])

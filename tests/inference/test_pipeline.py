@@ -78,7 +78,8 @@ def test_the_state_dict_holds_weights_and_calibration_alone():
     before = set(network.state_dict())
     network(scan())
     assert set(network.state_dict()) == before
-    assert before == {"projection.layer.weight", "refiner.layer.weight", "fusion.noise_25", "fusion.gradient_25"}
+    calibration = {"fusion.noise_25", "fusion.gradient_25", "fusion.noise_scale"}
+    assert before == {"projection.layer.weight", "refiner.layer.weight", *calibration}
 
 
 def test_the_state_dict_is_the_same_for_every_scanner():

@@ -37,8 +37,23 @@ SHEPP_LOGAN = np.array(
     ]
 )
 
+# Scans that differ in what a projector may get wrong; every operator goes through all of them.
+SCANS = {
+    "full": {},
+    "equiangular": {"detector": "equiangular"},
+    "quarter-cell offset": {"detector_offset": 0.25},
+    "turned start": {"start_angle": 0.3},
+    "clockwise": {"arc": -2 * math.pi},
+    "short": {"arc": 4.3},
+    "short clockwise equiangular": {"arc": -4.3, "detector": "equiangular", "detector_offset": -0.25},
+    "odd views": {"num_views": 71},
+    "uneven angles": {"angles": tuple(0.0873 * k + 0.05 * math.sin(k) for k in range(72))},
+    "oblong image off centre": {"image_shape": (40, 24), "image_center": (13.0, -29.0)},
+    "image wider than the fan": {"num_cells": 12, "detector": "equiangular"},
+}
 
-def scan(size: int = 64, **changes) -> FanBeamGeometry:
+
+def scan(size: int = 32, **changes) -> FanBeamGeometry:
     """A full, flat scan over 340 mm; cells and views grow with the image, as 368 and 576 go with 256 pixels."""
     fields = {
         "source_to_center": 595.0,

@@ -21,7 +21,7 @@ class Backend(Protocol):
     """Shapes: image ``(B, H, W)``, sinogram ``(B, V, D)``; float32 or float64, contiguous, on one device."""
 
     def project(self, image: Tensor) -> Tensor:
-        """Line integrals: Joseph's method, lengths in mm."""
+        """Line integrals, lengths in mm: Joseph's method (LEAP: separable footprints)."""
 
     def project_transpose(self, sinogram: Tensor) -> Tensor:
         """Exact transpose of :meth:`project`."""

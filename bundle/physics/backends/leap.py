@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -66,17 +67,23 @@ class LeapBackend:
         self._cone_scale = at_center**2 / g.pixel_size * (np.cos(g.fan_angles) if self._flat else 1.0)
 
     def _check_pixel_size(self) -> None:
-        """LEAP would compute nothing, or be wrong, where a footprint covers more than three cells or less than half."""
+        """LEAP computes only where every pixel's footprint is as wide as half a cell to two cells."""
         g = self.geometry
         x, y = (float(np.abs(axis).max()) for axis in g.pixel_coordinates())
-        radius, magnified = math.hypot(x, y), self._cell_width / g.source_to_detector
-        low = (g.source_to_center + radius) * magnified / 2
-        high = (g.source_to_center - radius) * magnified * 2
-        if not low <= g.pixel_size <= high:
-            raise ValueError(
-                f"backend 'leap' needs a pixel_size between {low:.4g} and {high:.4g} mm for an image that reaches "
-                f"{radius:.4g} mm from the rotation centre (see cell_pitch, image_shape), got {g.pixel_size:.4g} mm"
-            )
+        radius, cell = math.hypot(x, y), self._cell_width / g.source_to_detector
+        low = cell / 2 * (g.source_to_center + radius)
+        high = 2 * cell * (g.source_to_center - radius)
+        if low <= g.pixel_size <= high:
+            return
+        # The same for any pixel_size, which moves the farthest pixel too.
+        pixels, shift = math.hypot(*(n - 1 for n in g.image_shape)) / 2, math.hypot(*g.image_center)
+        low = cell / 2 * (g.source_to_center + shift) / max(1 - cell / 2 * pixels, 1e-9)
+        high = 2 * cell * (g.source_to_center - shift) / (1 + 2 * cell * pixels)
+        allowed = f"a pixel_size between {low:.4g} and {high:.4g} mm" if low < high else "fewer pixels or smaller cells"
+        raise ValueError(
+            f"backend 'leap' needs {allowed} for image_shape {g.image_shape} and cell_pitch {g.cell_pitch:g} mm, "
+            f"got pixel_size {g.pixel_size:.4g} mm"
+        )
 
     def project(self, image: Tensor) -> Tensor:
         if self._flat:
@@ -128,11 +135,13 @@ class LeapBackend:
         model, threads = _model(), torch.get_num_threads()
         with _LOCK:
             try:
-                set_up = self._set_up(model, form, views, volume)
-                function = getattr(model.libprojectors, name)
-                function.restype = ctypes.c_bool
-                function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool]
-                if not (set_up and function(views.data_ptr(), volume.data_ptr(), True)):
+                done = self._set_up(model, form, views, volume)
+                if done:
+                    function = getattr(model.libprojectors, name)
+                    function.restype = ctypes.c_bool
+                    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool]
+                    done = function(views.data_ptr(), volume.data_ptr(), True)
+                if not done:
                     raise RuntimeError(
                         f"LEAP refused {name} as {form}: views {tuple(views.shape)}, image {tuple(volume.shape)}, "
                         f"{self.geometry}; it printed why"
@@ -160,8 +169,10 @@ class LeapBackend:
         return bool(done and model.set_volume(*grid))
 
 
-def _each(stack: Tensor, work: Any) -> Tensor:
+def _each(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     """`work` on every slice ``(1, ...)`` of a stack, put together."""
+    if not len(stack):
+        return work(stack.new_zeros(1, *stack.shape[1:]))[:0]
     return torch.cat([work(one) for one in stack.split(1)])
 
 

@@ -1,0 +1,117 @@
+"""Photon noise: its size, its mean, its seed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bundle.physics import line_integral_variance, simulate_low_dose, thin_line_integrals
+
+SCANNER = {"electronic_variance": 10.0}
+PHOTONS, SAMPLES = 1.5e5, 200_000
+# Standard deviation of noisy line integrals by dose, at p = 2, 4, 5, 6.
+TABLE = {
+    1.0: (0.0070, 0.0191, 0.0316, 0.0526),
+    0.25: (0.0141, 0.0384, 0.0641, 0.109),
+    0.10: (0.0222, 0.0614, 0.104, 0.185),
+}
+CASES = [(dose, p, std) for dose, row in TABLE.items() for p, std in zip((2.0, 4.0, 5.0, 6.0), row)]
+
+
+def noisy(p: float, photons: float = PHOTONS, seed: int = 0, **options) -> torch.Tensor:
+    line_integrals = torch.full((SAMPLES,), p, dtype=torch.float64)
+    return simulate_low_dose(line_integrals, photons, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize(("dose", "p", "std"), CASES)
+def test_first_order_noise_is_that_of_the_scanner(dose, p, std):
+    variance = line_integral_variance(torch.tensor(p), PHOTONS, dose=dose, **SCANNER)
+    assert math.sqrt(variance) == pytest.approx(std, rel=0.01)
+
+
+@pytest.mark.parametrize(("dose", "p", "std"), CASES)
+def test_simulated_noise_has_the_first_order_variance(dose, p, std):
+    first_order = line_integral_variance(torch.tensor(p, dtype=torch.float64), PHOTONS, dose=dose, **SCANNER).item()
+    # Four standard errors of a sample variance, and the logarithm's next order, about 2.5 times the variance.
+    tolerance = 4 * math.sqrt(2 / SAMPLES) + 3 * first_order
+    assert noisy(p, dose=dose, **SCANNER).var().item() == pytest.approx(first_order, rel=tolerance)
+
+
+@pytest.mark.parametrize("p", [0.0, 2.0, 4.0, 5.0])
+def test_the_mean_is_raised_by_half_the_variance_only(p):
+    variance = line_integral_variance(torch.tensor(p, dtype=torch.float64), PHOTONS, dose=0.25, **SCANNER).item()
+    error = 4 * math.sqrt(variance / SAMPLES) + 2 * variance**2
+    assert noisy(p, dose=0.25, **SCANNER).mean().item() == pytest.approx(p + variance / 2, abs=error)
+
+
+def test_a_quarter_of_the_dose_is_a_quarter_of_the_photons():
+    assert torch.equal(noisy(3.0, dose=0.25), noisy(3.0, photons=PHOTONS / 4))
+
+
+def test_the_same_seed_gives_the_same_noise_and_another_does_not():
+    first = noisy(3.0, seed=5, **SCANNER)
+    assert torch.equal(first, noisy(3.0, seed=5, **SCANNER))
+    assert not torch.equal(first, noisy(3.0, seed=6, **SCANNER))
+
+
+@pytest.mark.parametrize("floor", [0.5, 1.0, 4.0])
+def test_no_count_falls_below_the_floor(floor):
+    low_dose = noisy(12.0, dose=0.25, floor=floor, **SCANNER)
+    assert low_dose.max().item() == pytest.approx(math.log(PHOTONS / 4 / floor))
+
+
+def test_shape_and_dtype_stay_and_the_input_is_not_changed():
+    line_integrals = torch.rand(2, 1, 5, 7)
+    before = line_integrals.clone()
+    low_dose = simulate_low_dose(line_integrals, PHOTONS, dose=0.25, **SCANNER)
+    assert low_dose.shape == line_integrals.shape and low_dose.dtype == torch.float32
+    assert torch.equal(line_integrals, before) and not torch.equal(low_dose, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"photons": 0.0}, "photons must be a positive number, got 0.0"),
+        ({"photons": -1.0}, "photons must be a positive number, got -1.0"),
+        ({"dose": 0.0}, "dose must be a positive number, got 0.0"),
+        ({"dose": -0.25}, "dose must be a positive number, got -0.25"),
+        ({"dose": math.nan}, "dose must be a positive number, got nan"),
+        ({"floor": 0.0}, "floor must be positive, got 0.0"),
+        ({"electronic_variance": -1.0}, "electronic_variance must be zero or more, got -1.0"),
+    ],
+)
+def test_an_impossible_scanner_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_low_dose(torch.zeros(3), **({"photons": PHOTONS} | options))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_line_integrals_must_be_finite(value):
+    with pytest.raises(ValueError, match="line_integrals has NaN or infinite values"):
+        simulate_low_dose(torch.tensor([1.0, value]), PHOTONS)
+    with pytest.raises(ValueError, match="line_integrals has NaN or infinite values"):
+        thin_line_integrals(torch.tensor([1.0, value]), PHOTONS, 0.5)
+
+
+def test_thinned_parts_are_scans_of_lower_dose_with_independent_noise():
+    parts = thin_line_integrals(noisy(3.0), PHOTONS, 0.3, generator=torch.Generator().manual_seed(1))
+    for part, dose in zip(parts, (0.3, 0.7)):
+        variance = line_integral_variance(torch.tensor(3.0, dtype=torch.float64), PHOTONS, dose=dose).item()
+        assert part.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / SAMPLES) + 3 * variance)
+        assert part.mean().item() == pytest.approx(3 + variance / 2, abs=4 * math.sqrt(variance / SAMPLES))
+    assert abs(torch.corrcoef(torch.stack(parts))[0, 1].item()) < 4 / math.sqrt(SAMPLES)
+
+
+def test_thinning_loses_no_photon():
+    whole = noisy(3.0)
+    first, second = thin_line_integrals(whole, PHOTONS, 0.3)
+    counts = 0.3 * PHOTONS * torch.exp(-first) + 0.7 * PHOTONS * torch.exp(-second)
+    assert torch.allclose(counts, PHOTONS * torch.exp(-whole))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, math.nan])
+def test_thinning_needs_a_fraction_inside_0_and_1(fraction):
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1, got"):
+        thin_line_integrals(torch.zeros(3), PHOTONS, fraction)
