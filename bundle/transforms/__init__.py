@@ -3,11 +3,12 @@
 from .crops import TissueWeightd, tissue_weight
 from .files import LoadScand
 from .low_dose import RandThinCountsd, SimulateScand, ThinCountsd, noise_seed
-from .reconstruct import ReconstructPaird
+from .reconstruct import RandMixd, ReconstructPaird
 from .slices import training_slices
 
 __all__ = [
     "LoadScand",
+    "RandMixd",
     "RandThinCountsd",
     "ReconstructPaird",
     "SimulateScand",

@@ -132,7 +132,7 @@ def ellipse_image(geometry: FanBeamGeometry, ellipses: np.ndarray = SHEPP_LOGAN,
 
 
 def ellipse_sinogram(geometry: FanBeamGeometry, ellipses: np.ndarray = SHEPP_LOGAN) -> Tensor:
-    """Exact line integrals ``(1, 1, V, D)``, float64: the chord of each ray, found where the ellipse is a unit circle."""
+    """Exact line integrals ``(1, 1, V, D)``, float64: each ray's chord, found where the ellipse is a unit circle."""
     source, direction = rays(geometry)
     scale = half_width(geometry)
     total = np.zeros(geometry.sinogram_shape)

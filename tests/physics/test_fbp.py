@@ -52,7 +52,9 @@ def noise_std(**options) -> float:
         pytest.param({"image_center": (20.0, -10.0)}, id="image off centre"),
         pytest.param({"arc": math.pi + FAN + 1e-3}, id="shortest arc"),
         pytest.param({"arc": -math.pi - FAN - 1e-3}, id="shortest arc clockwise"),
-        pytest.param({"arc": 5.0, "detector": "equiangular", "detector_offset": 0.25}, id="long arc equiangular offset"),
+        pytest.param(
+            {"arc": 5.0, "detector": "equiangular", "detector_offset": 0.25}, id="long arc equiangular offset"
+        ),
         pytest.param({"arc": -5.0, "detector": "equiangular", "start_angle": 1.0}, id="long arc equiangular clockwise"),
         pytest.param({"angles": FULL_SCAN + 0.1 * np.sin(FULL_SCAN)}, id="uneven angles"),
         pytest.param({"angles": (FULL_SCAN + JITTER * 2 * math.pi / 576)[::-1]}, id="jittered angles clockwise"),
@@ -65,8 +67,7 @@ def test_an_edge_free_phantom_comes_back_within_half_a_hu(changes):
 
 @pytest.mark.parametrize("detector", ["flat", "equiangular"])
 def test_torch_alone_is_as_true(detector):
-    geometry = scan(256, detector=detector, num_views=288)
-    assert error_hu(geometry, "torch") < 0.5
+    assert error_hu(scan(176, detector=detector, num_views=180), "torch") < 0.5
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,6 @@ def test_water_is_0_hu_and_air_minus_1000(changes):
     assert air.mean().item() == pytest.approx(-1000, abs=1)
 
 
-def test_the_filter_is_shorter_for_a_flat_than_for_an_equiangular_detector_of_the_wrong_kind():
-    """A flat scan reconstructed as equiangular is visibly wrong: the test above can tell the two apart."""
-    flat = scan(256)
-    image = FilteredBackprojection(scan(256, detector="equiangular"))(gaussian_sinogram(flat).float())
-    error = attenuation_to_hu(image.double()) - attenuation_to_hu(gaussian_image(flat))
-    assert rms(error[0, 0][field_of_view(flat)]) > 5
-
-
 def test_listed_angles_equal_the_arc_they_list(backend):
     for changes in ({}, {"arc": 4.3}, {"arc": -4.3}):
         plain = scan(32, **changes)
@@ -102,8 +95,6 @@ def test_listed_angles_equal_the_arc_they_list(backend):
 
 
 def test_backends_reconstruct_the_same(geometry):
-    if abs(geometry.scan_arc) < 4 or geometry.num_cells < 20:
-        return
     sinogram = draw(3, 1, *geometry.sinogram_shape).float()
     numba, plain = (FilteredBackprojection(geometry, backend=name)(sinogram) for name in ("numba", "torch"))
     assert torch.allclose(numba, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
@@ -157,7 +148,8 @@ def test_nothing_passes_above_the_cutoff():
 def test_a_ray_and_its_counterpart_share_one_weight(sense, views):
     """Cells are as far apart as views (3 degrees), so that counterparts are views and cells of the scan too."""
     step = math.radians(3)
-    geometry = scan(32, detector="equiangular", num_views=views, num_cells=8, cell_pitch=1085.6 * step, arc=sense * views * step)
+    detector = {"detector": "equiangular", "num_cells": 8, "cell_pitch": 1085.6 * step}
+    geometry = scan(32, **detector, num_views=views, arc=sense * views * step)
     weights = redundancy_weights(geometry)
     views_of, cells = np.indices(weights.shape)
     # Fan angle g in steps; the counterpart (-g) stands half a turn - 2 g further on, or as far back.
@@ -200,8 +192,6 @@ def test_the_gradient_passes_gradcheck(backend, changes):
 
 
 def test_directional_derivatives_equal_finite_differences(geometry, backend):
-    if geometry.num_cells < 20:
-        geometry = scan(32)
     fbp = FilteredBackprojection(geometry, backend=backend)
 
     def loss(sinogram: Tensor) -> Tensor:

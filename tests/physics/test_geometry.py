@@ -46,12 +46,14 @@ def test_a_bad_value_is_refused_by_name(changes, message):
 
 
 def test_a_fan_of_45_degrees_is_too_wide():
-    with pytest.raises(ValueError, match="narrower than 45 degrees .* got -45.* see cell_pitch, num_cells"):
+    with pytest.raises(ValueError, match=r"narrower than 45 degrees .* got -45.* \(see cell_pitch, num_cells"):
         scan(32, num_cells=47, cell_pitch=1085.6 / 23)
 
 
 def test_a_source_inside_the_image_is_refused():
-    with pytest.raises(ValueError, match="run through the image: its corner lies 240.4 mm .* source_to_center is 240.0"):
+    with pytest.raises(
+        ValueError, match="run through the image: its corner lies 240.4 mm .* source_to_center is 240.0"
+    ):
         scan(32, source_to_center=240.0)
 
 
@@ -92,7 +94,9 @@ def test_views_start_at_the_start_angle_and_leave_the_last_step_open():
 
 
 def test_a_negative_arc_turns_clockwise():
-    assert scan(32, num_views=4, arc=-math.pi).view_angles == pytest.approx([0, -math.pi / 4, -math.pi / 2, -2.35619449])
+    assert scan(32, num_views=4, arc=-math.pi).view_angles == pytest.approx(
+        [0, -math.pi / 4, -math.pi / 2, -2.35619449]
+    )
 
 
 def test_listed_angles_replace_start_and_arc():

@@ -16,7 +16,7 @@ from bundle.physics import MU_WATER, FanBeamGeometry, FanBeamProjector
 from bundle.physics.backends import make_backend
 from bundle.physics.backends.numba_cpu import NumbaBackend
 
-from .phantoms import SCANS, ellipse_image, ellipse_sinogram, gaussian_image, gaussian_sinogram, rms, scan
+from .phantoms import ellipse_image, ellipse_sinogram, gaussian_image, gaussian_sinogram, half_width, rms, scan
 
 DISC = np.array([(0.1, -0.2, 0.5, 0.5, 0, 1.0)])
 
@@ -47,21 +47,23 @@ def mismatch(apply, transpose, x: Tensor, y: Tensor) -> float:
 # Against closed forms
 
 
-@pytest.mark.parametrize("changes", SCANS.values(), ids=SCANS.keys())
+@pytest.mark.parametrize(
+    "changes", [{}, {"detector": "equiangular"}, {"detector_offset": 0.25}, {"arc": -4.3, "start_angle": 1.0}], ids=str
+)
 def test_gaussians_have_their_exact_line_integrals(changes):
-    geometry = scan(256, **{k: v for k, v in changes.items() if k in ("detector", "detector_offset", "start_angle", "arc")})
+    geometry = scan(256, **changes)
     exact = gaussian_sinogram(geometry)
     projected = FanBeamProjector(geometry, "numba")(gaussian_image(geometry).float())
     assert rms(projected - exact) < 2e-4 * rms(exact)
 
 
 def test_gaussians_on_a_coarse_grid(geometry, backend):
-    if geometry.image_shape != (32, 32):
-        pytest.skip("the phantom would be cut off")
-    broad = np.array([(0.1, -0.15, 0.22, 1.0), (-0.2, 0.1, 0.2, 0.5)])
+    x, y = geometry.image_center
+    broad = np.array([(0.1, -0.15, 0.2, 1.0), (-0.1, 0.1, 0.18, 0.5)])
+    broad[:, :2] += np.array([x, y]) / half_width(geometry)
     exact = gaussian_sinogram(geometry, broad)
     projected = FanBeamProjector(geometry, backend)(gaussian_image(geometry, broad))
-    assert rms(projected - exact) < 2e-3 * rms(exact)
+    assert rms(projected - exact) < 1e-2 * rms(exact)
 
 
 @pytest.mark.parametrize("detector", ["flat", "equiangular"])
@@ -69,7 +71,9 @@ def test_a_disc_has_chords_as_line_integrals(detector, backend):
     geometry = scan(64, detector=detector)
     exact = ellipse_sinogram(geometry, DISC)
     projected = FanBeamProjector(geometry, backend)(ellipse_image(geometry, DISC))
-    assert rms(projected - exact) < 1e-2 * rms(exact)
+    # Pixels blur the rim; the area under it stays.
+    assert rms(projected - exact) < 2e-2 * rms(exact)
+    assert projected.sum().item() == pytest.approx(exact.sum().item(), rel=1e-3)
 
 
 def test_the_central_ray_sees_the_diameter(backend):
@@ -122,8 +126,6 @@ def test_backprojection_has_an_exact_transpose(geometry, backend):
 
 @pytest.mark.parametrize("slices", [1, 3, 8])
 def test_backends_agree(geometry, slices):
-    if slices == 8 and geometry.num_cells < 20:
-        pytest.skip("many lanes are tested on the other scans")
     image, sinogram = image_of(geometry, slices)[:, 0], sinogram_of(geometry, slices)[:, 0]
     numba, plain = (make_backend(name, geometry, torch.device("cpu")) for name in ("numba", "torch"))
     assert relative(numba.project(image), plain.project(image)) < 1e-5

@@ -24,6 +24,7 @@ from bundle.physics import (
 )
 from bundle.transforms import (
     LoadScand,
+    RandMixd,
     RandThinCountsd,
     ReconstructPaird,
     SimulateScand,
@@ -306,3 +307,13 @@ def test_random_thinning_states_the_dose_it_leaves():
 def test_thinning_refuses_fractions_that_leave_nothing(fractions):
     with pytest.raises(ValueError, match="fractions"):
         ThinCountsd(photons=1e4, dose=0.25, fractions=fractions)
+
+
+def test_a_mix_lies_between_the_noisy_image_and_its_prior():
+    fbp, prior = torch.full((1, 4, 4), 10.0), torch.zeros(1, 4, 4)
+    mix = RandMixd(prob_prior=0.3).set_random_state(0)
+    mixed = [mix({"fbp": fbp, "input_prior": prior, "prior": prior}) for _ in range(200)]
+    values = torch.tensor([item["fbp"].max() for item in mixed])
+    assert ((values >= 0) & (values <= 10)).all()
+    assert 0.2 < (values == 0).float().mean() < 0.4
+    assert "input_prior" not in mixed[0] and fbp.min() == 10
