@@ -40,7 +40,7 @@ demo: $(READY)
 	  input=$$($(RUN) -c "from pydicom.data import get_testdata_file as f; print(f('J2K_pixelrep_mismatch.dcm', download=False))") || exit 1; \
 	fi; \
 	$(RUN) -m monai.bundle run --config_file configs/inference.json --input "$$input" --output_dir '$(OUTPUT)' \
-	  --dose $(DOSE) --window $(WINDOW) --overwrite true
+	  --dose $(DOSE) --window $(WINDOW) --overwrite True
 
 test: $(DEV_READY)
 	$(RUN) -m pytest

@@ -94,8 +94,9 @@ def markdown(rows: list[dict], windows: dict) -> str:
     for window, (low, high) in windows.items():
         if window in ("abdomen", "chest"):
             named[f"ssim_{window}"] = f"SSIM, {window} [{low:g}, {high:g}] HU, range its width"
+    stacks = ", ".join(f"{patient}: {slices[patient]} slices" for patient in patients)
     lines = [
-        f"{len(patients)} patients that training never saw ({', '.join(f'{p}: {slices[p]} slices' for p in patients)});",
+        f"{len(patients)} patients that training never saw ({stacks});",
         "reference: Ram-Lak FBP of the noise-free line integrals; mean over patients, in brackets lowest and highest.",
     ]
     for metric, title in named.items():

@@ -60,7 +60,7 @@ class DistillationAutoencoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latent ``(B, K, h, w)`` of unit variance and the three skips, finest first, of a ``(B, 1, H, W)`` image in HU.
+        """Latent ``(B, K, h, w)`` of unit variance and the three skips, finest first, of an image in HU.
 
         In training mode the latent is normalised by its own batch, else by the statistics kept from training.
 

@@ -33,8 +33,8 @@ class SelfCorrectingFusion(nn.Module):
 
     ``N_25``, ``g_25`` and ``s`` are the buffers ``noise_25``, ``gradient_25`` (HU, HU/pixel; NaN until calibrated) and
     ``noise_scale``, measured by :meth:`calibrate` and stored in the state dict. In the paper ``s`` is 1: at the
-    reference dose both images count the same. Where the prior is the better image, ``s`` above 1 says so. Gradients flow through both images, not through
-    ``lambda``. Every image of a batch is treated alone.
+    reference dose both images count the same. Where the prior is the better image, ``s`` above 1 says so. Gradients
+    flow through both images, not through ``lambda``. Every image of a batch is treated alone.
 
     Args:
         mode: ``adaptive``, as above. ``updown``: one decision an image: above the reference dose (median ``N`` below

@@ -34,7 +34,8 @@ def simulate_low_dose(
         Noisy line integrals, shape and dtype of the input.
 
     Raises:
-        ValueError: ``photons``, ``dose`` or ``floor`` not positive, ``electronic_variance`` negative, values not finite.
+        ValueError: ``photons``, ``dose`` or ``floor`` not positive, ``electronic_variance`` negative, or values not
+            finite.
 
     Source: method of CoreDiff, IEEE TMI 2023 (arXiv 2304.01814), and Yu et al., J. Comput. Assist. Tomogr. 36(4), 2012.
     """
@@ -80,7 +81,7 @@ def thin_line_integrals(
     floor: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Two scans of lower dose out of one: each photon goes to the first with probability ``fraction``, else to the second.
+    """Two scans of lower dose out of one: each photon goes to the first with probability ``fraction``.
 
     Binomial parts of a Poisson count are independent Poisson counts: both parts see the same patient at
     ``fraction * dose`` and ``(1 - fraction) * dose``, at full resolution, and share no noise but the electronic one.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict

@@ -104,7 +104,7 @@ class SimulateScand(Transform):
 
 
 class ThinCountsd(Transform):
-    """Split the photons of ``sinogram`` into ``input_sinogram`` and ``target_sinogram``: same patient, independent noise.
+    """Split the photons of ``sinogram`` into ``input_sinogram`` and ``target_sinogram``, of independent noise.
 
     What a network learns from such a pair (:class:`bundle.transforms.ReconstructPaird`) cannot be the noise of its
     input, for the target does not have it. The share of the input is drawn anew for each item, so that lower doses
@@ -144,7 +144,7 @@ class ThinCountsd(Transform):
 
 
 class RandThinCountsd(RandomizableTransform):
-    """Sometimes keep only a part of the photons of ``sinogram``, and say so in ``dose``: one dose trains all lower ones.
+    """Sometimes keep only a part of the photons of ``sinogram``, and say so in ``dose``: one dose trains all below.
 
     The fraction kept is drawn log-uniformly; ``dose`` becomes a float32 scalar tensor.
 

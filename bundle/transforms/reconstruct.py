@@ -17,8 +17,9 @@ class ReconstructPaird(Transform):
     """Reconstruct a sinogram as it is (``fbp``), and the same or another one denoised (``prior``), both in HU.
 
     In the paper both come from ``sinogram``. With the two parts of :class:`ThinCountsd` the noise of ``prior`` is
-    independent of that of ``fbp``. ``(1, V, D)`` gives ``(1, H, W)``, ``(1, S, V, D)`` gives ``(1, S, H, W)``, on the image grid of the
-    item's ``geometry``. No gradient; the denoiser is set to evaluation, and the work is done on its device.
+    independent of that of ``fbp``. ``(1, V, D)`` gives ``(1, H, W)``, ``(1, S, V, D)`` gives ``(1, S, H, W)``, on
+    the image grid of the item's ``geometry``. No gradient; the denoiser is set to evaluation, and the work is done on
+    its device.
 
     Args:
         denoiser: maps ``(B, 1, V, D)`` line integrals to denoised ones.

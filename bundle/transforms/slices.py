@@ -19,7 +19,8 @@ def training_slices(scans: Sequence[dict], every: int = 1, repeats: int = 1) -> 
 
     Returns:
         For a CT ``image_hu``, float32 ``(1, H, W)``, a view into its volume, and ``pixel_size`` (mm); for a measured
-        scan ``sinogram``, float32 ``(1, V, D)``, and ``geometry`` (JSON); for both ``name``, ``patient``, ``slice``, ``repeat``.
+        scan ``sinogram``, float32 ``(1, V, D)``, and ``geometry`` (JSON); for both ``name``, ``patient``,
+        ``slice`` and ``repeat``.
 
     Raises:
         ValueError: ``every`` or ``repeats`` is below 1, or names the file that can't be read.
