@@ -79,9 +79,7 @@ class FanBeamProjector(FanBeamOperator):
         Raises:
             ValueError: shape does not fit the geometry, or values are not finite.
         """
-        return self._linear(
-            self._checked(image, self.geometry.image_shape, "image"), "project", "project_transpose"
-        )
+        return self._linear(self._checked(image, self.geometry.image_shape, "image"), "project", "project_transpose")
 
     def adjoint(self, sinogram: Tensor) -> Tensor:
         """Exact transpose: ``(B, 1, V, D)`` to ``(B, 1, H, W)``, in mm times the sinogram's unit.

@@ -131,6 +131,14 @@ def test_every_window_keeps_the_mean(window, cutoff):
     assert attenuation_to_hu(image)[0, 0][inside].mean().item() == pytest.approx(0, abs=1)
 
 
+@pytest.mark.parametrize("detector", ["flat", "equiangular"])
+def test_the_two_ends_of_a_view_do_not_touch_in_the_filter(detector):
+    geometry = scan(128, detector=detector, num_cells=128)
+    wide = np.array([(0.0, 0.0, 0.98, 0.98, 0, 1.0)])
+    image_hu = attenuation_to_hu(FilteredBackprojection(geometry)(ellipse_sinogram(geometry, wide).float()))[0, 0]
+    assert image_hu[field_of_view(geometry, 0.8)].mean().item() == pytest.approx(0, abs=1)
+
+
 def test_nothing_passes_above_the_cutoff():
     geometry = scan(64, num_cells=92)
     # Alternating cells, faded in and out: all at the highest frequency that cells can show.

@@ -15,6 +15,7 @@ from torch import Tensor
 from bundle.physics import MU_WATER, FanBeamGeometry, FanBeamProjector
 from bundle.physics.backends import make_backend
 from bundle.physics.backends.numba_cpu import NumbaBackend
+from bundle.physics.backends.rays import ray_frames
 
 from .phantoms import ellipse_image, ellipse_sinogram, gaussian_image, gaussian_sinogram, half_width, rms, scan
 
@@ -148,6 +149,16 @@ def test_a_batch_equals_its_slices(geometry, backend, slices):
     image, sinogram = image_of(geometry, slices), sinogram_of(geometry, slices)
     assert relative(project(image), torch.cat([project(one[None]) for one in image])) < 1e-5
     assert relative(project.adjoint(sinogram), torch.cat([project.adjoint(one[None]) for one in sinogram])) < 1e-5
+
+
+@pytest.mark.parametrize("eighth", range(-8, 9))
+def test_every_ray_is_traced_once_also_at_45_degrees(eighth):
+    geometry = scan(32, num_cells=47, start_angle=eighth * math.pi / 4)
+    traced = np.zeros(geometry.sinogram_shape, int)
+    for frame in ray_frames(geometry):
+        for view, (first, end) in enumerate(frame.ranges):
+            traced[view, first:end] += 1
+    assert (traced == 1).all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"arc": -2 * math.pi, "start_angle": 0.3, "detector_offset": 0.25}])

@@ -291,5 +291,3 @@ def backproject_transpose(
                     scatter_two(
                         sinogram, (base + index[i]) * width, image, (line + i) * width, first[i], second[i], lanes
                     )
-
-
