@@ -15,6 +15,10 @@ FUSION_MODES = ("adaptive", "updown", "fixed", "noise_match")
 #: Above this a smoothed pixel counts as body, HU; as far from air as from water.
 BODY_HU = -500.0
 
+#: Of the noise scales that are this close to the best, in units of the noise's variance, the least is taken: the error
+#: hardly knows them apart at the dose of calibration, and at higher doses raw data are worth more.
+NOISE_TOLERANCE = 1e-3
+
 #: Candidates for ``noise_scale``: half to sixteen times, in steps of a fifth.
 NOISE_SCALES = tuple(2 ** (k / 4) for k in range(-4, 17))
 
@@ -119,9 +123,9 @@ class SelfCorrectingFusion(nn.Module):
         gradient that the noise left in the prior makes.
 
         With ``independent_hu``, images of the same slices whose noise is independent (the FBP of the photons that a
-        thinning left over), ``noise_scale`` becomes the one whose fusion predicts them best: their noise adds the same
-        to every candidate's error, so the least error is that of the best fusion, without any clean image. Every slice
-        counts the same, its errors taken in units of its noise. Without, ``noise_scale`` is left as it is.
+        thinning left over), ``noise_scale`` becomes the one whose fusion predicts them best (the least that is as good,
+        see :data:`NOISE_TOLERANCE`): their noise adds the same to every candidate's error, so the least error is that of
+        the best fusion, without any clean image. Every slice counts the same, its errors in units of its noise. Without, ``noise_scale`` is left as it is.
 
         Args:
             low_dose_hu: FBP of the noisy sinograms, ``(B, 1, H, W)``, or a sequence of such (shapes may differ).
@@ -165,7 +169,8 @@ class SelfCorrectingFusion(nn.Module):
                 self.noise_scale.fill_(scale)
                 fused = [self(image, prior) for image, prior in zip(low_dose, priors)]
                 errors.append(sum(_error_in_noise(f, o, n, b) for f, o, n, b in zip(fused, others, noises, bodies)))
-            self.noise_scale.fill_(NOISE_SCALES[min(range(len(errors)), key=errors.__getitem__)])
+            enough = min(errors) + NOISE_TOLERANCE * sum(len(image) for image in low_dose)
+            self.noise_scale.fill_(next(scale for scale, e in zip(NOISE_SCALES, errors) if e <= enough))
         return self
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from .backends import BACKENDS, Backend, make_backend
 from .geometry import FanBeamGeometry
 
 
-class _Linear(torch.autograd.Function):
+class LinearMap(torch.autograd.Function):
     """A linear map whose derivative is its transpose; twice differentiable."""
 
     @staticmethod
@@ -23,7 +23,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         apply, transpose = ctx.maps
         # Contiguous: the gradient of a sum is one number seen at every index.
-        return _Linear.apply(gradient.contiguous(), transpose, apply), None, None
+        return LinearMap.apply(gradient.contiguous(), transpose, apply), None, None
 
 
 class FanBeamOperator(nn.Module):
@@ -31,6 +31,8 @@ class FanBeamOperator(nn.Module):
 
     def __init__(self, geometry: FanBeamGeometry, backend: str = "auto") -> None:
         super().__init__()
+        if not isinstance(geometry, FanBeamGeometry):
+            raise ValueError(f"geometry must be a FanBeamGeometry, got {type(geometry).__name__}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
         self.geometry = geometry
@@ -45,7 +47,7 @@ class FanBeamOperator(nn.Module):
     def _linear(self, value: Tensor, name: str, transpose: str) -> Tensor:
         """Apply a backend's map to ``(B, 1, ...)``, with its transpose as derivative."""
         backend = self._backend(value.device)
-        return _Linear.apply(value[:, 0].contiguous(), getattr(backend, name), getattr(backend, transpose))[:, None]
+        return LinearMap.apply(value[:, 0].contiguous(), getattr(backend, name), getattr(backend, transpose))[:, None]
 
     def _checked(self, value: Tensor, shape: tuple[int, int], name: str) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[1] != 1 or tuple(value.shape[2:]) != shape:

@@ -12,7 +12,14 @@ from monai.transforms import RandomizableTransform, Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.physics import FanBeamGeometry, attenuation_to_hu, hu_to_attenuation, simulate_low_dose, thin_line_integrals
+from bundle.physics import (
+    MU_WATER,
+    FanBeamGeometry,
+    attenuation_to_hu,
+    hu_to_attenuation,
+    simulate_low_dose,
+    thin_line_integrals,
+)
 
 from .operators import filtered_backprojection, in_batches, projector
 
@@ -38,6 +45,7 @@ class SimulateScand(Transform):
         slices_per_batch: how many slices of a stack are projected at a time.
         reference: whether to add ``reference``.
         device: where to project and reconstruct; the noise is always drawn on the CPU, so it is the same everywhere.
+        mu_water: attenuation of water, 1/mm.
 
     Raises:
         ValueError: a dose or photon number that is not positive, ``image_hu`` of another rank.
@@ -53,6 +61,7 @@ class SimulateScand(Transform):
         slices_per_batch: int = 8,
         reference: bool = True,
         device: torch.device | str = "cpu",
+        mu_water: float = MU_WATER,
     ) -> None:
         _positive("photons", photons)
         _positive("dose", dose)
@@ -66,6 +75,7 @@ class SimulateScand(Transform):
         self.slices_per_batch = slices_per_batch
         self.reference = reference
         self.device = device
+        self.mu_water = mu_water
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -81,11 +91,13 @@ class SimulateScand(Transform):
         if len(slices) != len(stack):
             raise ValueError(f"slice has {len(slices)} indices for an image_hu of {len(stack)} slices")
         geometry = self.geometry.with_grid(tuple(stack.shape[1:]), float(item["pixel_size"]))
-        clean = in_batches(projector(geometry), hu_to_attenuation(stack), self.slices_per_batch, self.device)
+        clean = in_batches(
+            projector(geometry), hu_to_attenuation(stack, self.mu_water), self.slices_per_batch, self.device
+        )
         if self.reference:
             reconstruct = filtered_backprojection(geometry, "ram-lak")
             reference = in_batches(reconstruct, clean, self.slices_per_batch, self.device)
-            item["reference"] = attenuation_to_hu(reference).reshape(image_hu.shape)
+            item["reference"] = attenuation_to_hu(reference, self.mu_water).reshape(image_hu.shape)
         noisy = [self._scan(p, item["name"], index, dose) for p, index in zip(clean, slices)]
         item["sinogram"] = torch.stack(noisy).reshape(*image_hu.shape[:-2], *geometry.sinogram_shape)
         item["geometry"] = geometry.to_json()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry import FanBeamGeometry
 
-BACKENDS = ("auto", "numba", "torch", "leap")
+BACKENDS = ("auto", "numba", "triton", "torch", "leap")
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Backend(Protocol):
 
 
 def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> Backend:
-    """The backend of that name; ``auto`` takes numba for the CPU where it is installed, torch otherwise.
+    """The backend of that name; ``auto`` takes numba for the CPU and Triton for CUDA where they run, torch otherwise.
 
     Raises:
         ValueError: unknown name, or a backend that can't serve that device.
@@ -45,8 +45,7 @@ def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> 
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
     if name == "auto":
-        numba_fits = device.type == "cpu" and importlib.util.find_spec("numba") is not None
-        name = "numba" if numba_fits else "torch"
+        name = _fastest(device)
         _say_once(name, device.type)
     if name == "numba":
         if device.type != "cpu":
@@ -54,6 +53,19 @@ def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> 
         from .numba_cpu import NumbaBackend
 
         return NumbaBackend(geometry)
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError(
+                "backend 'triton' needs the package triton (PyTorch for CUDA brings it on Linux); use 'auto'"
+            )
+        from .triton_cuda import INTERPRETED, TritonBackend
+
+        if device.type != "cuda" and not INTERPRETED:
+            raise ValueError(
+                f"backend 'triton' computes on CUDA devices, got tensors on {device}; use 'auto' "
+                "(or set TRITON_INTERPRET=1 before Python starts, to check it slowly on the CPU)"
+            )
+        return TritonBackend(geometry)
     if name == "leap":
         if device.type != "cpu":
             raise ValueError(f"backend 'leap' computes on the CPU, got tensors on {device}; use 'torch' or 'auto'")
@@ -63,6 +75,17 @@ def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> 
     from .torch_any import TorchBackend
 
     return TorchBackend(geometry)
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cpu" and importlib.util.find_spec("numba") is not None:
+        return "numba"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from .triton_cuda import INTERPRETED, agrees_with_torch
+
+        if not INTERPRETED and agrees_with_torch(device):
+            return "triton"
+    return "torch"
 
 
 @lru_cache

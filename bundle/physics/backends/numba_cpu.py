@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numba.core import event
 from torch import Tensor
 
 from ..geometry import FanBeamGeometry
@@ -16,6 +18,32 @@ from . import numba_kernels as kernels
 from .rays import RayFrame, arctan_polynomial, ray_frames
 
 _WIDTHS = (16, 8, 4)
+
+_log = logging.getLogger(__name__)
+
+
+class _SayThatItCompiles(event.Listener):
+    """Tells the user once why a first call takes longer. A kernel that is loaded from the disk does not compile."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_start(self, event: event.Event) -> None:
+        kernel = event.data["dispatcher"]
+        if self._said or kernel.py_func.__module__ != kernels.__name__:
+            return
+        self._said = True
+        # A warning, as nobody would see less without settings of their own.
+        _log.warning(
+            "compiling the fan-beam kernels for this CPU: a few seconds each, the first time only; kept in %s",
+            kernel.stats.cache_path,
+        )
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing more to say."""
+
+
+event.register("numba:compile", _SayThatItCompiles())
 
 
 class NumbaBackend:

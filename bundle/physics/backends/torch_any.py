@@ -11,8 +11,10 @@ from torch import Tensor
 from ..geometry import FanBeamGeometry
 from .rays import RayFrame, ray_frames
 
-# Samples a chunk of views may hold: bounds the index and weight tables to some 200 MB.
-_SAMPLES = 2**23
+# What a chunk of rays or views may take, with the tables of its samples and what they gather from every slice.
+_BYTES = 2**27
+# Tables of one sample: in float64 while they are made, then an index and two weights.
+_TABLE_BYTES = 128
 
 
 class TorchBackend:
@@ -66,12 +68,14 @@ class TorchBackend:
         counts = frame.ranges[:, 1] - frame.ranges[:, 0]
         views = np.repeat(np.arange(g.num_views), counts)
         cells = np.concatenate([np.arange(low, high) for low, high in frame.ranges]) if len(views) else views
-        y = torch.as_tensor(frame.rows_y, dtype=torch.float64)
-        for start in range(0, len(views), max(1, _SAMPLES // rows)):
-            part = slice(start, start + max(1, _SAMPLES // rows))
-            v, c = views[part], cells[part]
-            sine, cosine, x_source, y_source = (torch.as_tensor(column)[:, None] for column in frame.views[v].T)
-            sin_fan, cos_fan = torch.as_tensor(frame.sin_fan[c])[:, None], torch.as_tensor(frame.cos_fan[c])[:, None]
+        place = _table_device(like)
+        y, row_start = torch.as_tensor(frame.rows_y, device=place), torch.arange(rows, device=place) * columns
+        step = max(1, _samples(like) // rows)
+        for start in range(0, len(views), step):
+            v, c = views[start : start + step], cells[start : start + step]
+            by_ray = (*frame.views[v].T, frame.sin_fan[c], frame.cos_fan[c])
+            by_ray = (torch.as_tensor(np.ascontiguousarray(column), device=place)[:, None] for column in by_ray)
+            sine, cosine, x_source, y_source, sin_fan, cos_fan = by_ray
             along = cos_fan * cosine + sin_fan * sine
             slope, length = (sin_fan * cosine - cos_fan * sine) / along, g.pixel_size / along
             scale = (y - y_source) / g.pixel_size
@@ -84,7 +88,7 @@ class TorchBackend:
             right = torch.where(in_front & (left >= -1) & (left < columns - 1), right, 0)
             # One step left of the image only the right pixel counts: it is pixel 0, reached with step 0.
             inside = ((left >= 0) & (left < columns - 1)).long()
-            index = left.clamp(0, columns - 1).long() + torch.arange(rows) * columns
+            index = left.clamp(0, columns - 1).long() + row_start
             yield (
                 *(torch.as_tensor(a, device=like.device) for a in (v, c)),
                 *(w.to(like) for w in (first, right)),
@@ -93,13 +97,13 @@ class TorchBackend:
 
     def _pixels(self, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Per chunk of views ``(V', pixels)``: weights of the two cells, and the flat index of the first."""
-        g = self.geometry
-        x, y = (torch.as_tensor(axis, device=like.device, dtype=torch.float64) for axis in g.pixel_coordinates())
+        g, place = self.geometry, _table_device(like)
+        x, y = (torch.as_tensor(axis, device=place) for axis in g.pixel_coordinates())
         y, x = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
         cells_per_unit = g.source_to_detector / g.cell_pitch
-        step = max(1, _SAMPLES // len(x))
+        step = max(1, _samples(like) // len(x))
         for start in range(0, g.num_views, step):
-            angle = torch.as_tensor(g.view_angles[start : start + step], device=like.device)[:, None]
+            angle = torch.as_tensor(g.view_angles[start : start + step], device=place)[:, None]
             sine, cosine = angle.sin(), angle.cos()
             along = g.source_to_center - x * sine + y * cosine
             across = x * cosine + y * sine
@@ -119,5 +123,15 @@ class TorchBackend:
             index = left.clamp(0, max(g.num_cells - 2, 0)).long()
             low = torch.where(inside, first, torch.where(before, second, none))
             high = torch.where(inside, second, torch.where(behind, first, none))
-            view = torch.arange(start, start + len(angle), device=like.device)[:, None]
-            yield low.to(like.dtype), high.to(like.dtype), index + view * g.num_cells
+            view = torch.arange(start, start + len(angle), device=place)[:, None]
+            yield low.to(like), high.to(like), (index + view * g.num_cells).to(like.device)
+
+
+def _samples(like: Tensor) -> int:
+    """Samples of a chunk: a slice more gathers two values of each, and multiplies them."""
+    return _BYTES // (_TABLE_BYTES + 4 * len(like) * like.element_size())
+
+
+def _table_device(like: Tensor) -> torch.device:
+    """Where tables are made, in float64, which Apple's GPUs lack."""
+    return torch.device("cpu") if like.device.type == "mps" else like.device
