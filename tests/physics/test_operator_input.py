@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bundle.physics import FanBeamGeometry, FanBeamProjector, FilteredBackprojection
-from bundle.physics.backends import BACKENDS
+from bundle.physics.backends import BACKENDS, numba_cpu
 
 from .phantoms import scan
 
-ROOT = Path(__file__).resolve().parents[2]
 GEOMETRY = scan(16)
 OPERATORS = {
     "projection": (lambda backend: FanBeamProjector(GEOMETRY, backend), GEOMETRY.image_shape, "image"),
@@ -214,19 +211,25 @@ def test_an_angle_grid_in_degrees_is_refused():
 # The first call
 
 
-def test_the_first_call_says_that_it_compiles_and_later_ones_are_silent(tmp_path):
-    """One small kernel stands for all of them."""
-    program = (
-        "import logging, numpy as np; logging.basicConfig(format='%(levelname)s %(message)s')\n"
-        "from bundle.physics.backends import numba_cpu\n"
-        "kernel = numba_cpu.kernels._first_at_least\n"
-        "for dtype in (np.float32, np.float64):\n"
-        "    kernel(np.zeros(3, dtype), 0, 3, dtype(0), dtype(0), dtype(1))\n"
-    )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    first, second = (
-        subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    )
-    assert first.stderr.count("WARNING compiling the fan-beam kernels") == 1 and str(tmp_path) in first.stderr
-    assert second.stderr == ""
+def test_the_first_call_says_once_that_it_compiles_and_a_loaded_kernel_is_silent(tmp_path, monkeypatch, caplog):
+    """One small kernel stands for all of them, with a cache of its own."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba_cpu.compile_notice, "said", False)
+    messages = []
+    for _ in range(2):
+        # As in a new process: nothing but the disk remembers.
+        kernel = numba.njit(cache=True)(numba_cpu.kernels._first_at_least.py_func)
+        for dtype in (np.float32, np.float64):
+            kernel(np.zeros(3, dtype), 0, 3, dtype(0), dtype(0), dtype(1))
+        messages.append([r.getMessage() for r in caplog.records if r.name == numba_cpu.__name__])
+        caplog.clear()
+        monkeypatch.setattr(numba_cpu.compile_notice, "said", False)
+    (message,) = messages[0]
+    assert message.startswith("compiling the fan-beam kernels") and str(tmp_path) in message
+    assert messages[1] == []
+
+
+def test_other_kernels_may_compile_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(numba_cpu.compile_notice, "said", False)
+    numba.njit(lambda x: x + 1)(1)
+    assert not caplog.records

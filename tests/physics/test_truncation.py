@@ -60,7 +60,10 @@ def test_it_equals_a_wider_detector_that_sees_the_extension(detector):
     sinogram = random_sinogram(geometry)
     roll_off = (1 - (torch.arange(1, reach + 1, dtype=torch.float64) / (reach + 1)) ** 2).sqrt()
     extended = torch.cat([sinogram[..., :1] * roll_off.flip(0), sinogram, sinogram[..., -1:] * roll_off], -1)
-    image, expected = FilteredBackprojection(geometry)(sinogram), FilteredBackprojection(wide)(extended)
+    image, expected = (
+        FilteredBackprojection(geometry)(sinogram),
+        FilteredBackprojection(wide, truncation="ignore")(extended),
+    )
     inside = field_of_view(geometry, 0.97)
     assert (image - expected)[0, 0][inside].abs().max() < 1e-9 * expected.abs().max()
 

@@ -22,17 +22,17 @@ _WIDTHS = (16, 8, 4)
 _log = logging.getLogger(__name__)
 
 
-class _SayThatItCompiles(event.Listener):
+class _CompileNotice(event.Listener):
     """Tells the user once why a first call takes longer. A kernel that is loaded from the disk does not compile."""
 
     def __init__(self) -> None:
-        self._said = False
+        self.said = False
 
     def on_start(self, event: event.Event) -> None:
         kernel = event.data["dispatcher"]
-        if self._said or kernel.py_func.__module__ != kernels.__name__:
+        if self.said or kernel.py_func.__module__ != kernels.__name__:
             return
-        self._said = True
+        self.said = True
         # A warning, as nobody would see less without settings of their own.
         _log.warning(
             "compiling the fan-beam kernels for this CPU: a few seconds each, the first time only; kept in %s",
@@ -43,7 +43,8 @@ class _SayThatItCompiles(event.Listener):
         """Nothing more to say."""
 
 
-event.register("numba:compile", _SayThatItCompiles())
+compile_notice = _CompileNotice()
+event.register("numba:compile", compile_notice)
 
 
 class NumbaBackend:
