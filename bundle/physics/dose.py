@@ -98,13 +98,15 @@ def thin_line_integrals(
         Line integrals of both parts, shape and dtype of the input.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1), ``photons`` or ``dose`` not positive, values not finite.
+        ValueError: ``fraction`` not inside (0, 1), ``photons``, ``dose`` or ``floor`` not positive, values not finite.
 
     Source: binomial splitting of a Poisson variable (Kingman, Poisson Processes, 1993, section 5.1).
     """
     incident = _incident(photons, dose)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    if not (math.isfinite(floor) and floor > 0):
+        raise ValueError(f"floor must be positive, got {floor}")
     if not torch.isfinite(line_integrals).all():
         raise ValueError("line_integrals has NaN or infinite values")
     counts = torch.round(incident * torch.exp(-line_integrals.double()))

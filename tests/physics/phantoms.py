@@ -49,7 +49,7 @@ SCANS = {
     "odd views": {"num_views": 71},
     "uneven angles": {"angles": tuple(0.0873 * k + 0.05 * math.sin(k) for k in range(72))},
     "oblong image off centre": {"image_shape": (40, 24), "image_center": (13.0, -29.0)},
-    "image wider than the fan": {"num_cells": 12, "detector": "equiangular"},
+    "image wider than the fan": {"num_cells": 8, "cell_pitch": 10.0, "detector": "equiangular"},
 }
 
 
