@@ -46,7 +46,8 @@ class FilteredBackprojection(FanBeamOperator):
     Truncated projections, of an object wider than the detector, would be filtered as if air began at the last cell:
     a bright rim and wrong HU all over. So each view goes on beyond either end, from the end cell's value down to 0 as
     the chords of a water cylinder do. That is linear in the sinogram, and 0 where the end cell sees air: what is not
-    truncated stays as it is. The log names the truncation once.
+    truncated stays as it is. As its length is fixed, an object that sticks out by less than a tenth of the field of
+    view gets too much of it, and ``ignore`` is nearer the truth. The log names the truncation once.
 
     Args:
         geometry: scan and image grid. An arc below 180 degrees + fan angle can't be reconstructed.
