@@ -73,8 +73,14 @@ def main() -> None:
         parser.error(f"--exclude {args.exclude} leaves no scan of {args.dataset_dir}")
     simulate = config.get_parsed_content("preprocessing")
     pairs = [calibration_pair(simulate(scan), network, config) for scan in tqdm(scans, desc="calibrate", unit="scan")]
-    network.fusion.calibrate(*zip(*pairs))
-    print({name: round(value.item(), 3) for name, value in network.fusion.state_dict().items()})
+    low_dose, priors, independent = zip(*pairs)
+    network.fusion.calibrate(low_dose, priors, independent)
+    if network.output_fusion is not None:
+        fused = [network.fusion(*pair) for pair in zip(low_dose, priors)]
+        with torch.no_grad():
+            refined = [torch.cat([network.refiner(part) for part in stack.split(1)]) for stack in fused]
+        network.output_fusion.calibrate(low_dose, refined, independent, fused)
+    print({name: round(value.item(), 3) for name, value in network.state_dict().items() if "fusion." in name})
     with replace_when_complete(args.output, overwrite=args.overwrite) as unfinished:
         torch.save(network.state_dict(), unfinished)
     size = Path(args.output).stat().st_size / 1e6

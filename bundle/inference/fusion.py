@@ -79,10 +79,14 @@ class SelfCorrectingFusion(nn.Module):
         self.register_buffer("gradient_25", torch.tensor(float("nan")))
         self.register_buffer("noise_scale", torch.tensor(1.0))
 
-    def forward(self, low_dose_hu: Tensor, prior_hu: Tensor) -> Tensor:
-        """Fuse ``(B, 1, H, W)`` and ``(B, 1, H, W)``, HU, to ``(B, 1, H, W)``, HU."""
+    def forward(self, low_dose_hu: Tensor, prior_hu: Tensor, detailed_hu: Tensor | None = None) -> Tensor:
+        """Fuse ``(B, 1, H, W)`` and ``(B, 1, H, W)``, HU, to ``(B, 1, H, W)``, HU.
+
+        ``detailed_hu`` takes the low-dose image's place in the mixture; the noise is still measured on the low-dose
+        image. The output fusion of :class:`LowDoseRestorer` weighs the fused image against the refined one that way.
+        """
         weight = self.weight(low_dose_hu, prior_hu)
-        return weight * low_dose_hu + (1 - weight) * prior_hu
+        return weight * (low_dose_hu if detailed_hu is None else detailed_hu) + (1 - weight) * prior_hu
 
     @torch.no_grad()
     def weight(self, low_dose_hu: Tensor, prior_hu: Tensor) -> Tensor:
@@ -115,6 +119,7 @@ class SelfCorrectingFusion(nn.Module):
         low_dose_hu: Tensor | Sequence[Tensor],
         prior_hu: Tensor | Sequence[Tensor],
         independent_hu: Tensor | Sequence[Tensor] | None = None,
+        detailed_hu: Tensor | Sequence[Tensor] | None = None,
     ) -> SelfCorrectingFusion:
         """Measure ``noise_25`` and ``gradient_25`` on images of the reference dose (25 % in the paper).
 
@@ -131,6 +136,7 @@ class SelfCorrectingFusion(nn.Module):
             low_dose_hu: FBP of the noisy sinograms, ``(B, 1, H, W)``, or a sequence of such (shapes may differ).
             prior_hu: the prior of each, likewise.
             independent_hu: likewise.
+            detailed_hu: what is fused in place of the low-dose images, likewise; None: they themselves.
 
         Returns:
             itself, calibrated.
@@ -162,12 +168,16 @@ class SelfCorrectingFusion(nn.Module):
             others = [independent_hu] if isinstance(independent_hu, Tensor) else list(independent_hu)
             if len(others) != len(low_dose):
                 raise ValueError(f"independent_hu must have {len(low_dose)} images, got {len(others)}")
-            for image, other in zip(low_dose, others):
+            details = [detailed_hu] if isinstance(detailed_hu, Tensor) else list(detailed_hu or low_dose)
+            if len(details) != len(low_dose):
+                raise ValueError(f"detailed_hu must have {len(low_dose)} images, got {len(details)}")
+            for image, other, detail in zip(low_dose, others, details):
                 _check_pair(image, other)
+                _check_pair(image, detail)
             errors = []
             for scale in NOISE_SCALES:
                 self.noise_scale.fill_(scale)
-                fused = [self(image, prior) for image, prior in zip(low_dose, priors)]
+                fused = [self(*images) for images in zip(low_dose, priors, details)]
                 errors.append(sum(_error_in_noise(f, o, n, b) for f, o, n, b in zip(fused, others, noises, bodies)))
             enough = min(errors) + NOISE_TOLERANCE * sum(len(image) for image in low_dose)
             self.noise_scale.fill_(next(scale for scale, e in zip(NOISE_SCALES, errors) if e <= enough))

@@ -12,7 +12,7 @@ from bundle.physics import MU_WATER, RAMP_WINDOWS, FanBeamGeometry, FilteredBack
 
 # Shapes in this file: B batch, V views, D detector cells, H W image.
 
-FUSION_ORDERS = ("before", "after", "both")
+FUSION_ORDERS = ("before", "after")
 
 #: How many geometries keep their operator; a folder of measured scans may bring one each.
 KEPT_OPERATORS = 4
@@ -51,8 +51,11 @@ class LowDoseRestorer(nn.Module):
         window: ramp window of the backprojection.
         mu_water: attenuation of water, 1/mm.
         fusion_order: ``before``, as in the paper: ``restored = refiner(fused)``. ``after``:
-            ``restored = lambda x_ld + (1 - lambda) refiner(x_ld)``. ``both``:
-            ``restored = lambda x_ld + (1 - lambda) refiner(fused)``. ``lambda`` is always that of ``x_ld``, ``xhat``.
+            ``restored = lambda x_ld + (1 - lambda) refiner(x_ld)``. ``lambda`` is
+            that of ``x_ld`` and ``xhat``.
+        output_fusion: module like ``fusion`` that weighs the fused image against the refined one, by the noise of
+            ``x_ld``: a refiner smooths what is hardly noisy, and there the fused image is the better one. None: the
+            refined image is the result, as in the paper.
 
     Raises:
         ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none.
@@ -69,6 +72,7 @@ class LowDoseRestorer(nn.Module):
         window: str = "ram-lak",
         mu_water: float = MU_WATER,
         fusion_order: str = "before",
+        output_fusion: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if fusion_order not in FUSION_ORDERS:
@@ -78,6 +82,7 @@ class LowDoseRestorer(nn.Module):
         self.projection = projection
         self.refiner = refiner
         self.fusion = fusion
+        self.output_fusion = output_fusion
         self.geometry = _as_geometry(geometry)
         self.window = window
         self.mu_water = mu_water
@@ -111,10 +116,13 @@ class LowDoseRestorer(nn.Module):
         clock.stop("prior")
         fused = self.fusion(fbp, prior)
         clock.stop("fused")
-        restored = self.refiner(fbp if self.fusion_order == "after" else fused)
-        if self.fusion_order != "before":
+        if self.fusion_order == "before":
+            restored = self.refiner(fused)
+        else:
             weight = self.fusion.weight(fbp, prior)
-            restored = weight * fbp + (1 - weight) * restored
+            restored = weight * fbp + (1 - weight) * self.refiner(fbp)
+        if self.output_fusion is not None:
+            restored = self.output_fusion(fbp, restored, fused)
         clock.stop("restored")
         return Restoration(fbp, prior, fused, restored, clock.seconds)
 

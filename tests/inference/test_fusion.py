@@ -226,6 +226,17 @@ def test_calibration_without_an_independent_image_keeps_the_noise_scale():
     assert SelfCorrectingFusion().calibrate(noisy(20.0), noisy(5.0, seed=1)).noise_scale == 1
 
 
+def test_the_noise_scale_of_a_detailed_image_follows_that_image():
+    """A detailed image with half the prior's error is to be trusted although the low-dose image is noisy."""
+    low_dose, prior, independent = noisy(20.0, seed=1), noisy(20.0, seed=2), noisy(40.0, seed=3)
+    trusted = SelfCorrectingFusion().calibrate(low_dose, prior, independent, detailed_hu=noisy(1.0, seed=4))
+    distrusted = SelfCorrectingFusion().calibrate(low_dose, prior, independent, detailed_hu=noisy(90.0, seed=4))
+    assert trusted.noise_scale < 0.6 < 4 < distrusted.noise_scale
+    detailed = noisy(1.0, seed=4)
+    weight = trusted.weight(low_dose, prior)
+    torch.testing.assert_close(trusted(low_dose, prior, detailed), weight * detailed + (1 - weight) * prior)
+
+
 def test_calibration_needs_as_many_independent_images():
     with pytest.raises(ValueError, match="independent_hu must have 1"):
         SelfCorrectingFusion().calibrate(noisy(20.0), noisy(5.0), [noisy(9.0), noisy(9.0)])

@@ -36,14 +36,26 @@ def test_the_stages_are_what_they_say():
     assert all(seconds >= 0 for seconds in result.seconds.values())
 
 
-@pytest.mark.parametrize("order", ["after", "both"])
-def test_late_fusion_mixes_the_refined_image_with_the_low_dose_one(order):
-    network = restorer(fusion_order=order)
+def test_late_fusion_mixes_the_refined_image_with_the_low_dose_one():
+    network = restorer(fusion_order="after")
     result = network.restore(scan())
     weight = network.fusion.weight(result.fbp, result.prior)
     with torch.no_grad():
-        refined = network.refiner(result.fbp if order == "after" else result.fused)
+        refined = network.refiner(result.fbp)
     torch.testing.assert_close(result.restored, weight * result.fbp + (1 - weight) * refined)
+
+
+def test_output_fusion_weighs_the_fused_image_against_the_refined_one_by_the_noise_of_the_fbp():
+    output_fusion = SelfCorrectingFusion()
+    output_fusion.noise_25.fill_(5.0)
+    output_fusion.gradient_25.fill_(1.0)
+    network = restorer(output_fusion=output_fusion)
+    result = network.restore(scan())
+    with torch.no_grad():
+        refined = network.refiner(result.fused)
+    weight = output_fusion.weight(result.fbp, refined)
+    torch.testing.assert_close(result.restored, weight * result.fused + (1 - weight) * refined)
+    assert "output_fusion.noise_scale" in network.state_dict()
 
 
 def test_networks_that_change_nothing_leave_the_fbp():

@@ -74,9 +74,9 @@ def test_each_map_is_that_of_the_other_backends(sparse, device, name):
 @pytest.mark.parametrize("pair", [MAPS[:2], MAPS[2:]], ids=["projection", "backprojection"])
 def test_the_transposes_are_exact(detector, pair, device):
     # Fine cells and coarse cells beside the pixels: many rays cross a pixel, or hardly one.
-    for cells in (40, 7):
+    for cells in (12, 3):
         geometry = scan(
-            6, num_views=9, num_cells=cells, cell_pitch=900 / cells, image_shape=(5, 6), detector=detector,
+            4, num_views=5, num_cells=cells, cell_pitch=900 / cells, image_shape=(3, 4), detector=detector,
             start_angle=math.pi / 4, detector_offset=0.25,
         )  # fmt: skip
         maps, double = make_backend("triton", geometry, device), {"dtype": torch.float64, "device": device}
@@ -107,10 +107,10 @@ def test_the_gradient_of_reconstruction_is_its_finite_difference(changes, device
 def test_the_gradient_of_projection_is_its_adjoint(device):
     project = FanBeamProjector(scan(4), "triton")
     image = draw(1, 1, 4, 4, dtype=torch.float64).to(device).requires_grad_()
-    assert torch.autograd.gradcheck(project, image, nondet_tol=1e-9)
+    assert torch.autograd.gradcheck(project, image, nondet_tol=1e-9, fast_mode=True)
 
 
-@pytest.mark.parametrize("slices", [1, 2, 5, 8, 11])
+@pytest.mark.parametrize("slices", [2, 11])
 def test_a_batch_equals_its_slices(slices, device):
     geometry = scan(8, num_views=6)
     maps = make_backend("triton", geometry, device)

@@ -294,7 +294,7 @@ class TritonBackend:
         tables, (views, cells) = self._tables_for(image), self.geometry.sinogram_shape
         for frame in tables.frames:
             rays = frame.entries * cells
-            count, bound = (rays, rays) if over_rays else (image[0].numel(), frame.entries)
+            count, bound = (rays, rays) if over_rays else (frame.grid[0] * frame.grid[1], frame.entries)
             inputs = (frame.reals, frame.ranges, tables.fan, tables.scan, len(image), bound, views, cells, *frame.grid)
             self._launch(kernel, count, image, sinogram, *inputs)
 
@@ -304,6 +304,8 @@ class TritonBackend:
         self._launch(kernel, g.image_shape[0] * g.image_shape[1], image, sinogram, *inputs)
 
     def _launch(self, kernel: Callable, count: int, image: Tensor, *inputs) -> None:
+        if len(image) == 0:
+            return
         lanes = min(triton.next_power_of_2(len(image)), _MOST_LANES)
         grid = (triton.cdiv(count, _BLOCK), triton.cdiv(len(image), lanes))
         with torch.cuda.device_of(image):
