@@ -129,8 +129,9 @@ class SelfCorrectingFusion(nn.Module):
 
         With ``independent_hu``, images of the same slices whose noise is independent (the FBP of the photons that a
         thinning left over), ``noise_scale`` becomes the one whose fusion predicts them best (the least that is as good,
-        see :data:`NOISE_TOLERANCE`): their noise adds the same to every candidate's error, so the least error is that of
-        the best fusion, without any clean image. Every slice counts the same, its errors in units of its noise. Without, ``noise_scale`` is left as it is.
+        see :data:`NOISE_TOLERANCE`): their noise adds the same to every candidate's error, so the least error is that
+        of the best fusion, without any clean image. Every slice counts the same, its errors in units of its noise.
+        Without, ``noise_scale`` is left as it is.
 
         Args:
             low_dose_hu: FBP of the noisy sinograms, ``(B, 1, H, W)``, or a sequence of such (shapes may differ).
