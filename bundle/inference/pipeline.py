@@ -56,6 +56,7 @@ class LowDoseRestorer(nn.Module):
         output_fusion: module like ``fusion`` that weighs the fused image against the refined one, by the noise of
             ``x_ld``: a refiner smooths what is hardly noisy, and there the fused image is the better one. None: the
             refined image is the result, as in the paper.
+        backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
 
     Raises:
         ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none.
@@ -73,6 +74,7 @@ class LowDoseRestorer(nn.Module):
         mu_water: float = MU_WATER,
         fusion_order: str = "before",
         output_fusion: nn.Module | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if fusion_order not in FUSION_ORDERS:
@@ -87,6 +89,7 @@ class LowDoseRestorer(nn.Module):
         self.window = window
         self.mu_water = mu_water
         self.fusion_order = fusion_order
+        self.backend = backend
         # A plain dict, so that no operator becomes a submodule: its tables must not enter the state dict.
         self._operators: dict[tuple[FanBeamGeometry, torch.device], FilteredBackprojection] = {}
 
@@ -131,7 +134,7 @@ class LowDoseRestorer(nn.Module):
         if key not in self._operators:
             if len(self._operators) >= KEPT_OPERATORS:
                 self._operators.pop(next(iter(self._operators)))
-            self._operators[key] = FilteredBackprojection(geometry, window=self.window).to(sinogram.device)
+            self._operators[key] = FilteredBackprojection(geometry, self.window, self.backend).to(sinogram.device)
         return attenuation_to_hu(self._operators[key](sinogram), self.mu_water)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class FanBeamProjector(FanBeamOperator):
 
     Args:
         geometry: scan and image grid.
-        backend: ``auto`` (numba on the CPU, torch elsewhere), ``numba``, ``torch`` or ``leap``.
+        backend: ``auto`` (numba on the CPU, Triton on CUDA, torch elsewhere), ``numba``, ``triton``, ``torch`` or
+            ``leap``.
 
     Source: Joseph, IEEE TMI 1(3), 1982.
     """

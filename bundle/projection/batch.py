@@ -105,10 +105,12 @@ class ReconstructionInferer(Inferer):
 
     Args:
         window: ramp window of the filtered backprojection.
+        backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
     """
 
-    def __init__(self, window: str = "ram-lak") -> None:
+    def __init__(self, window: str = "ram-lak", backend: str = "auto") -> None:
         self.window = window
+        self.backend = backend
 
     def __call__(
         self,
@@ -133,7 +135,7 @@ class ReconstructionInferer(Inferer):
         geometries = {geometry} if isinstance(geometry, str) else set(geometry)
         if len(geometries) != 1:
             raise ValueError(f"geometry must be the same for the whole batch, got {len(geometries)} different ones")
-        reconstruct = _reconstruction(geometries.pop(), self.window, inputs.device)
+        reconstruct = _reconstruction(geometries.pop(), self.window, self.backend, inputs.device)
         return attenuation_to_hu(reconstruct(network(inputs, *args, **kwargs)))
 
 
@@ -164,8 +166,8 @@ class AlphaRamp:
 
 
 @functools.lru_cache(maxsize=8)
-def _reconstruction(geometry: str, window: str, device: torch.device) -> FilteredBackprojection:
-    return FilteredBackprojection(FanBeamGeometry.from_json(geometry), window=window).to(device)
+def _reconstruction(geometry: str, window: str, backend: str, device: torch.device) -> FilteredBackprojection:
+    return FilteredBackprojection(FanBeamGeometry.from_json(geometry), window, backend).to(device)
 
 
 def _entry(batchdata: Mapping[str, Any], key: str) -> Any:

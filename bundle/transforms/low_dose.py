@@ -46,6 +46,7 @@ class SimulateScand(Transform):
         reference: whether to add ``reference``.
         device: where to project and reconstruct; the noise is always drawn on the CPU, so it is the same everywhere.
         mu_water: attenuation of water, 1/mm.
+        backend: of projection and backprojection, see :class:`bundle.physics.FanBeamProjector`.
 
     Raises:
         ValueError: a dose or photon number that is not positive, ``image_hu`` of another rank.
@@ -62,6 +63,7 @@ class SimulateScand(Transform):
         reference: bool = True,
         device: torch.device | str = "cpu",
         mu_water: float = MU_WATER,
+        backend: str = "auto",
     ) -> None:
         _positive("photons", photons)
         _positive("dose", dose)
@@ -76,6 +78,7 @@ class SimulateScand(Transform):
         self.reference = reference
         self.device = device
         self.mu_water = mu_water
+        self.backend = backend
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -92,10 +95,13 @@ class SimulateScand(Transform):
             raise ValueError(f"slice has {len(slices)} indices for an image_hu of {len(stack)} slices")
         geometry = self.geometry.with_grid(tuple(stack.shape[1:]), float(item["pixel_size"]))
         clean = in_batches(
-            projector(geometry), hu_to_attenuation(stack, self.mu_water), self.slices_per_batch, self.device
+            projector(geometry, self.backend),
+            hu_to_attenuation(stack, self.mu_water),
+            self.slices_per_batch,
+            self.device,
         )
         if self.reference:
-            reconstruct = filtered_backprojection(geometry, "ram-lak")
+            reconstruct = filtered_backprojection(geometry, "ram-lak", self.backend)
             reference = in_batches(reconstruct, clean, self.slices_per_batch, self.device)
             item["reference"] = attenuation_to_hu(reference, self.mu_water).reshape(image_hu.shape)
         noisy = [self._scan(p, item["name"], index, dose) for p, index in zip(clean, slices)]

@@ -28,6 +28,7 @@ class ReconstructPaird(Transform):
         input_key: the sinogram of ``fbp``.
         target_key: the sinogram of ``prior``.
         input_prior_key: where the denoised input goes, for inputs that mix it in (:class:`RandMixd`); None: nowhere.
+        backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
 
     Raises:
         ValueError: ``sinogram`` does not fit its ``geometry``.
@@ -41,6 +42,7 @@ class ReconstructPaird(Transform):
         input_key: str = "sinogram",
         target_key: str = "sinogram",
         input_prior_key: str | None = None,
+        backend: str = "auto",
     ) -> None:
         self.denoiser = denoiser
         self.window = window
@@ -48,11 +50,12 @@ class ReconstructPaird(Transform):
         self.input_key = input_key
         self.target_key = target_key
         self.input_prior_key = input_prior_key
+        self.backend = backend
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         geometry = parsed_geometry(item["geometry"])
-        reconstruct = filtered_backprojection(geometry, self.window)
+        reconstruct = filtered_backprojection(geometry, self.window, self.backend)
         self.denoiser.eval()
         device = next((parameter.device for parameter in self.denoiser.parameters()), item[self.input_key].device)
 
