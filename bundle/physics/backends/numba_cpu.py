@@ -157,11 +157,21 @@ class NumbaBackend:
         count = views if not pad else views // self.turns
         lanes = np.zeros((count, cells + 2 * pad, width), sinograms.dtype)
         inner = lanes[:, pad : pad + cells]
-        for k, (s, turn) in enumerate(self._lane_of(range(len(sinograms)))):
-            shift = self._view_shift(turn)
-            tail = min(count, views - shift)
-            inner[:tail, :, k] = sinograms[s, shift : shift + tail]
-            inner[tail:, :, k] = sinograms[s, : count - tail]
+        sources = [
+            (k, sinograms[s], self._view_shift(turn))
+            for k, (s, turn) in enumerate(self._lane_of(range(len(sinograms))))
+        ]
+
+        def fill(low: int, high: int) -> None:
+            for start in range(low, high, kernels.VIEW_BLOCK):  # a block of views stays in the cache for all its lanes
+                stop = min(start + kernels.VIEW_BLOCK, high)
+                for k, source, shift in sources:
+                    first = (start + shift) % views
+                    tail = min(stop - start, views - first)
+                    inner[start : start + tail, :, k] = source[first : first + tail]
+                    inner[start + tail : stop, :, k] = source[: stop - start - tail]
+
+        _in_threads(fill, count, kernels.VIEW_BLOCK)
         return lanes
 
     def _view_shift(self, turn: int) -> int:

@@ -172,31 +172,49 @@ def project_transpose(
     cells, _, columns = shape
     width = len(lanes)
     one = sin_fan.dtype.type(1)
-    slopes = np.empty(cells, sin_fan.dtype)
+    slopes = np.empty((VIEW_BLOCK, cells), sin_fan.dtype)
     lengths = np.empty(cells, sin_fan.dtype)
     index = np.empty(cells, np.int32)
     weight = np.empty(cells, sin_fan.dtype)
-    scaled = np.empty(cells * width, sinogram.dtype)
-    for v in range(views.shape[0]):
-        first, last = ranges[v, 0], ranges[v, 1]
-        if first == last:
-            continue
-        _slopes(sin_fan, cos_fan, views[v, 0], views[v, 1], first, last, slopes, lengths, pixel_size)
-        for c in range(first, last):
-            for k in range(width):
-                scaled[c * width + k] = sinogram[(v * cells + c) * width + k] * lengths[c]
-        offset = (views[v, 2] - x_first) / pixel_size + one
-        for row in range(start, stop):
-            scale = (rows_y[row] - views[v, 3]) / pixel_size
-            if scale <= 0:
-                continue
-            low = _first_at_least(slopes, first, last, offset, scale, 0)
-            high = _first_at_least(slopes, low, last, offset, scale, columns + 1)
-            _ray_taps(slopes, low, high, offset, scale, index, weight)
-            line = row * (columns + 2)
-            for c in range(low, high):
-                right = weight[c]
-                scatter_two(image, (line + index[c]) * width, scaled, c * width, one - right, right, lanes)
+    scaled = np.empty(VIEW_BLOCK * cells * width, sinogram.dtype)
+    for block in range(0, views.shape[0], VIEW_BLOCK):
+        end = min(block + VIEW_BLOCK, views.shape[0])
+        for v in range(block, end):
+            first, last = ranges[v, 0], ranges[v, 1]
+            slope = slopes[v - block]
+            _slopes(sin_fan, cos_fan, views[v, 0], views[v, 1], first, last, slope, lengths, pixel_size)
+            for c in range(first, last):
+                source, target = (v * cells + c) * width, ((v - block) * cells + c) * width
+                for k in range(width):
+                    scaled[target + k] = sinogram[source + k] * lengths[c]
+        for row_block in range(start, stop, ROW_BLOCK):
+            for v in range(block, end):
+                slope = slopes[v - block]
+                offset = (views[v, 2] - x_first) / pixel_size + one
+                for row in range(row_block, min(row_block + ROW_BLOCK, stop)):
+                    scale = (rows_y[row] - views[v, 3]) / pixel_size
+                    if scale <= 0:
+                        continue
+                    low = _first_at_least(slope, ranges[v, 0], ranges[v, 1], offset, scale, 0)
+                    high = _first_at_least(slope, low, ranges[v, 1], offset, scale, columns + 1)
+                    _ray_taps(slope, low, high, offset, scale, index, weight)
+                    line = row * (columns + 2)
+                    base = (v - block) * cells
+                    # Neighbouring rays add to the same pixel, each waiting for the one before: four that are far
+                    # apart, in turn, keep the processor busy.
+                    part = (high - low) // 4
+                    for c in range(low, low + part):
+                        for ray in (c, c + part, c + 2 * part, c + 3 * part):
+                            right = weight[ray]
+                            scatter_two(
+                                image, (line + index[ray]) * width, scaled, (base + ray) * width,
+                                one - right, right, lanes,
+                            )  # fmt: skip
+                    for c in range(low + 4 * part, high):
+                        right = weight[c]
+                        scatter_two(
+                            image, (line + index[c]) * width, scaled, (base + c) * width, one - right, right, lanes
+                        )
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
