@@ -77,8 +77,7 @@ class NumbaBackend:
             for frame in self._frames:
                 packed = self._pack_image(source[slices.start : slices.stop], frame.turn, width, pad=1)
                 self._trace(kernels.project, frame, packed, lanes, over=len(lanes), block=kernels.VIEW_BLOCK)
-            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
-                self._add_turned_views(target[slice_], lanes[..., k], turn)
+            self._add_views(target, lanes, slices)
         return out
 
     def project_transpose(self, sinogram: Tensor) -> Tensor:
@@ -117,8 +116,7 @@ class NumbaBackend:
             packed = self._pack_image(source[slices.start : slices.stop], 0, width, pad=0)
             lanes = np.zeros((views, self.geometry.num_cells + 2, width), source.dtype)
             self._spread(kernels.backproject_transpose, packed, lanes, over=views, block=kernels.VIEW_BLOCK)
-            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
-                self._add_turned_views(target[slice_], lanes[:, 1:-1, k], turn)
+            self._add_views(target, lanes[:, 1:-1], slices)
         return out
 
     def _chunks(self, slices: int) -> Iterator[tuple[range, int]]:
@@ -142,8 +140,13 @@ class NumbaBackend:
         rows, columns = self.geometry.image_shape if turn % 2 == 0 else self.geometry.image_shape[::-1]
         packed = np.zeros((rows, columns + 2 * pad, width), images.dtype)
         inner = packed[:, pad : pad + columns]
-        for k, (s, extra) in enumerate(self._lane_of(range(len(images)))):
-            inner[..., k] = np.rot90(images[s], turn + extra)
+        turned = [np.rot90(images[s], turn + extra) for s, extra in self._lane_of(range(len(images)))]
+
+        def fill(low: int, high: int) -> None:
+            for k, image in enumerate(turned):
+                inner[low:high, :, k] = image[low:high]
+
+        _in_threads(fill, rows, kernels.ROW_BLOCK)
         return self._with_tail(packed)
 
     @staticmethod
@@ -179,11 +182,18 @@ class NumbaBackend:
         quarter = self.geometry.num_views // 4
         return (self._signed(turn) % 4) * quarter
 
-    def _add_turned_views(self, target: np.ndarray, lanes: np.ndarray, turn: int) -> None:
-        shift, views = self._view_shift(turn), len(target)
-        tail = min(len(lanes), views - shift)
-        target[shift : shift + tail] += lanes[:tail]
-        target[: len(lanes) - tail] += lanes[tail:]
+    def _add_views(self, target: np.ndarray, lanes: np.ndarray, slices: range) -> None:
+        """Add the lanes to the slices they belong to, each turned copy at its own views."""
+
+        def add(low: int, high: int) -> None:
+            for k, (slice_, turn) in enumerate(self._lane_of(slices)):
+                if low <= slice_ - slices.start < high:
+                    shift, views = self._view_shift(turn), target.shape[1]
+                    tail = min(len(lanes), views - shift)
+                    target[slice_, shift : shift + tail] += lanes[:tail, :, k]
+                    target[slice_, : len(lanes) - tail] += lanes[tail:, :, k]
+
+        _in_threads(add, len(slices), 1)
 
     def _trace(self, kernel: Callable, frame: RayFrame, image, lanes, over: int, block: int) -> None:
         dtype = lanes.dtype
