@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", required=True, help="CT images of patients that training never saw")
     parser.add_argument("--slices", type=int, default=8, help="evenly spaced slices of each scan")
     parser.add_argument("--weights", default=str(ROOT / "models" / "model.pt"))
-    parser.add_argument("--neighbor2neighbor", help="stage 1 weights trained with --loss#tau null")
+    parser.add_argument("--neighbor2neighbor", help="stage 1 weights trained with --loss#tau '$None'")
     parser.add_argument("--output", default=str(ROOT / "docs" / "results"))
     parser.add_argument("--readme", default=str(ROOT / "README.md"))
     args = parser.parse_args()
