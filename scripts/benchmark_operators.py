@@ -1,21 +1,27 @@
 """Measure every fan-beam operator that is installed, in one run: accuracy, adjoint, gradient, time, memory.
 
-    OMP_WAIT_POLICY=passive python scripts/benchmark_operators.py --write --json runs/operators.json
+    OMP_WAIT_POLICY=passive python scripts/benchmark_operators.py --write --json output/results/operators.json
 
 Rows are this project's backends, and the projectors of ASTRA and LEAP as their own calls give them where they are
-installed. Every measurement runs in a process of its own. --write puts the tables into docs/operators.md.
+installed (PYTHONPATH may name them). Every measurement runs in a process of its own, on the CPU. What is slow is timed
+once, and not at all where several slices would take too long: the tables say so. --write puts them into
+docs/operators.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -52,6 +58,10 @@ GEOMETRIES = {
     ),
 }
 SLICES = (1, 8)
+QUICK_SECONDS = 2.0
+# The gradient is checked in float64 on every so manieth view.
+GRADIENT_VIEWS = 8
+PAGE, MARKER = ROOT / "docs" / "operators.md", "measured"
 OPERATIONS = {
     "project": "projection",
     "adjoint": "adjoint",
@@ -66,7 +76,7 @@ ACCURACY = {
     "flat_rms_hu": "its flat areas, HU",
     "flat_bias_hu": "bias there, HU",
     "adjoint_mismatch": "adjoint mismatch",
-    "gradient_error": "FBP gradient, float64",
+    "gradient_error": "FBP gradient",
 }
 
 
@@ -87,9 +97,13 @@ class Ours:
 
 
 class Astra:
-    """ASTRA's projector along lines, a slice at a time. It has no FBP of fan beams on the CPU."""
+    """ASTRA's projector along lines."""
 
     operations = "project", "adjoint"
+    note = (
+        "ASTRA's CPU projector `line_fanflat` (Siddon's lengths) through `astra.OpTomo`, one thread, a slice at a "
+        "time. ASTRA has no FBP of fan beams on the CPU, so only projection and adjoint can be compared."
+    )
 
     def __init__(self, geometry: FanBeamGeometry) -> None:
         import astra
@@ -114,9 +128,13 @@ class Astra:
 
 
 class Leap:
-    """LEAP's own fan beam, all slices as detector rows of one call; its FBP with its default ramp."""
+    """LEAP's own fan beam, its fastest form."""
 
     operations = "project", "adjoint", "reconstruct"
+    note = (
+        "`set_fanbeam` with `project`, `backproject` and `FBP` on the CPU, all slices as detector rows of one call; "
+        "its FBP has its own default ramp, softer than Ram-Lak, and no exact gradient."
+    )
 
     def __init__(self, geometry: FanBeamGeometry) -> None:
         import leapctype
@@ -169,6 +187,8 @@ def why_not(name: str) -> str | None:
     try:
         if name in PEERS:
             __import__(PEERS[name][1])
+        elif BACKEND_ROWS[name] == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+            return "its kernels would run in Triton's interpreter, whose time says nothing"
         else:
             make_backend(BACKEND_ROWS[name], GEOMETRIES["256"], CPU)
     except (ImportError, OSError, ValueError) as error:
@@ -184,26 +204,27 @@ def measure_accuracy(name: str, size: str) -> dict[str, float]:
     """Errors against closed forms, adjoint mismatch, and the FBP gradient's error against a finite difference."""
     geometry = GEOMETRIES[size]
     candidate, found = make_candidate(name, geometry), {}
-    phantoms = {
-        "smooth": (gaussian_image(geometry), gaussian_sinogram(geometry)),
-        "shepp_logan": (ellipse_image(geometry), ellipse_sinogram(geometry)),
-    }
-    inside = field_of_view(geometry, 0.99)
-    for phantom, (image, sinogram) in phantoms.items():
-        projected = candidate.project(image.float())
-        found[f"projection_{phantom}"] = rms(projected - sinogram) / rms(sinogram)
-        if "reconstruct" in candidate.operations:
-            error = (candidate.reconstruct(sinogram.float()) - image)[0, 0] / MU_WATER * 1000
-            found[f"fbp_{phantom}_hu"] = rms(error[inside])
+    phantoms = ("smooth", "shepp_logan")
+    images = torch.cat([gaussian_image(geometry), ellipse_image(geometry)])
+    sinograms = torch.cat([gaussian_sinogram(geometry), ellipse_sinogram(geometry)])
+    x, y = draw(1, 1, *geometry.image_shape), draw(1, 1, *geometry.sinogram_shape, seed=1)
+    # One call: slow operators share their tables between slices.
+    projected = candidate.project(torch.cat([images.float(), x])).double()
+    for phantom, got, exact in zip(phantoms, projected, sinograms):
+        found[f"projection_{phantom}"] = rms(got - exact) / rms(exact)
+    left, right = (projected[2:] * y).sum(), (candidate.adjoint(y).double() * x).sum()
+    found["adjoint_mismatch"] = abs(left / right - 1).item()
     if "reconstruct" in candidate.operations:
-        # Of Shepp-Logan, the error's last: the brain, five pixels from every edge.
+        inside = field_of_view(geometry, 0.99)
+        errors = (candidate.reconstruct(sinograms.float()) - images)[:, 0] / MU_WATER * 1000
+        found |= {f"fbp_{phantom}_hu": rms(error[inside]) for phantom, error in zip(phantoms, errors)}
+        # Of Shepp-Logan the brain, five pixels from every edge.
+        image, error = images[1:], errors[1]
         flat = (max_pool2d(image, 11, 1, 5) + max_pool2d(-image, 11, 1, 5) < 1e-9)[0, 0] & (image[0, 0] > 0) & inside
         found |= {"flat_rms_hu": rms(error[flat]), "flat_bias_hu": error[flat].mean().item()}
-    x, y = draw(1, 1, *geometry.image_shape), draw(1, 1, *geometry.sinogram_shape, seed=1)
-    left, right = (candidate.project(x).double() * y).sum(), (candidate.adjoint(y).double() * x).sum()
-    found["adjoint_mismatch"] = abs(left / right - 1).item()
     if "reconstruct_and_back" in candidate.operations:
-        found["gradient_error"] = gradient_error(candidate.reconstruct, geometry)
+        thinned = dataclasses.replace(geometry, num_views=geometry.num_views // GRADIENT_VIEWS)
+        found["gradient_error"] = gradient_error(make_candidate(name, thinned).reconstruct, thinned)
     return found
 
 
@@ -219,7 +240,10 @@ def gradient_error(fbp: FilteredBackprojection, geometry: FanBeamGeometry) -> fl
 
 
 def measure_speed(name: str, size: str, operation: str, slices: int, seconds: float) -> dict[str, float]:
-    """Median time a slice, in ms, and the peak of memory above what program and input held, in MB."""
+    """Median time a slice, in ms, of how many runs, and the peak of memory above what program and input held, in MB.
+
+    What takes longer than `seconds` is run once.
+    """
     tiny = GEOMETRIES["256"].with_grid((32, 32), GEOMETRIES["256"].pixel_size)
     for geometry in (tiny, GEOMETRIES[size]):
         phantom = gaussian_image if operation == "project" else gaussian_sinogram
@@ -236,11 +260,11 @@ def measure_speed(name: str, size: str, operation: str, slices: int, seconds: fl
         first = time.perf_counter() - start
     peak = memory_mb("VmHWM") - before
     times = []
-    for _ in range(min(max(round(seconds / first), 1), 15)):
+    for _ in range(min(round(seconds / first), 15)):
         start = time.perf_counter()
         work(value)
         times.append(time.perf_counter() - start)
-    return {"ms": 1000 * median(times) / slices, "extra_mb": peak}
+    return {"ms": 1000 * median(times or [first]) / slices, "runs": len(times) or 1, "extra_mb": peak}
 
 
 def memory_mb(field: str) -> float:
@@ -255,33 +279,40 @@ def alone(work: Any, *arguments: Any) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
+    versions = {"torch": torch.__version__}
+    for name in ("numba", "astra-toolbox"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    with suppress(ImportError, OSError, AttributeError):
+        import leapctype
+
+        versions["LEAP"] = leapctype.tomographicModels().version()
     model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), ":")
     return {
+        "versions": versions,
         "processor": model.partition(":")[2].strip(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
     }
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables as a page."""
+    """The tables as part of a page."""
     m = results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
     lines = [
-        "# Fan-beam operators, measured",
-        "",
-        "Made by `scripts/benchmark_operators.py`; every row in the same run, every measurement in its own process.",
-        f"{m['cores']} cores ({m['processor']}), {m['threads']} threads, load {m['load_at_start']} at start, "
-        f"Python {m['python']}, torch {m['torch']}, OMP_WAIT_POLICY {m['omp_wait_policy']}.",
+        "Made by `scripts/benchmark_operators.py`; every row in the same run, every measurement in its own process, on "
+        f"the CPU. {m['cores']} cores ({m['processor']}), {m['threads']} threads, load {m['load_at_start']} at start, "
+        f"Python {m['python']}, {versions}, OMP_WAIT_POLICY {m['omp_wait_policy']}.",
     ]
     for size, rows in results["geometries"].items():
         g = GEOMETRIES[size]
         lines += [
             "",
-            f"## {size}",
+            f"### {size}",
             "",
             f"Flat fan, {g.image_shape[0]} x {g.image_shape[1]} pixels of {g.pixel_size} mm, {g.num_cells} cells of "
             f"{g.cell_pitch} mm, {g.num_views} views over 360 degrees, source to centre {g.source_to_center} mm, to "
@@ -289,33 +320,55 @@ def markdown(results: dict[str, Any]) -> str:
             "",
             "Errors against exact line integrals: of the projection relative RMS; of the FBP RMS in the field of view. "
             "Adjoint: relative gap of <Ax, y> and <x, A'y>, float32. Gradient: directional derivative of |FBP(y)|^2 "
-            "against a central difference.",
+            f"against a central difference, float64 (LEAP computes in float32), every {GRADIENT_VIEWS}th view.",
             "",
             *table(["", *ACCURACY.values()], [[n, *(number(r.get(k)) for k in ACCURACY)] for n, r in rows.items()]),
         ]
         for slices in SLICES:
             head = [f"ms a slice, {slices} at once", *OPERATIONS.values(), "gradient with FBP / FBP"]
             lines += ["", "In brackets: times the fastest.", "", *table(head, time_rows(rows, slices))]
+        lines += ["", *remarks(rows, results["limit_s"])]
         head = ["extra MB at the peak, result included"]
         head += [f"{label}, {slices}" for slices in SLICES for label in OPERATIONS.values()]
         keys = [f"{key}_{slices}" for slices in SLICES for key in OPERATIONS]
-        body = [[n, *(f"{r[k]['extra_mb']:.0f}" if k in r else "-" for k in keys)] for n, r in rows.items()]
+        body = [
+            [n, *(f"{r[k]['extra_mb']:.0f}" if "ms" in r.get(k, {}) else "-" for k in keys)] for n, r in rows.items()
+        ]
         lines += ["", *table(head, body)]
+    measured = {name for rows in results["geometries"].values() for name in rows}
+    notes = [f"- {name}: {kind.note}" for name, (kind, _) in PEERS.items() if name in measured]
+    lines += ["", "The peers' own calls:", "", *notes] if notes else []
     if results["skipped"]:
         lines += ["", "Not measured:", "", *(f"- {name}: {reason}" for name, reason in results["skipped"].items())]
     return "\n".join(lines) + "\n"
 
 
+def remarks(rows: dict[str, Any], limit: float) -> list[str]:
+    """What the marks in a size's time tables mean, where there are any."""
+    timings = [value for row in rows.values() for value in row.values() if isinstance(value, dict)]
+    said = []
+    if any(timing.get("runs") == 1 for timing in timings):
+        said.append("\\*: a single run.")
+    if any("predicted_s" in timing for timing in timings):
+        said.append(f"over: not run, as that many times the time of one slice is more than {limit:g} s.")
+    return [" ".join(said)] if said else []
+
+
 def time_rows(rows: dict[str, Any], slices: int) -> list[list[str]]:
+    def cell(row: dict[str, Any], operation: str) -> str:
+        timing = row.get(key := f"{operation}_{slices}")
+        if timing is None:
+            return "-"
+        if "ms" not in timing:
+            return "over"
+        fastest = min(other[key]["ms"] for other in rows.values() if "ms" in other.get(key, {}))
+        return f"{timing['ms']:.1f} ({timing['ms'] / fastest:.1f})" + ("\\*" if timing["runs"] == 1 else "")
+
     body = []
     for name, row in rows.items():
-        cells = [name]
-        for operation in OPERATIONS:
-            key = f"{operation}_{slices}"
-            fastest = min((other[key]["ms"] for other in rows.values() if key in other), default=0)
-            cells.append(f"{row[key]['ms']:.1f} ({row[key]['ms'] / fastest:.1f})" if key in row else "-")
-        both, single = (row.get(f"{operation}_{slices}") for operation in ("reconstruct_and_back", "reconstruct"))
-        body.append([*cells, f"{both['ms'] / single['ms']:.2f}" if both and single else "-"])
+        both, single = (row.get(f"{key}_{slices}", {}).get("ms") for key in ("reconstruct_and_back", "reconstruct"))
+        cells = (cell(row, operation) for operation in OPERATIONS)
+        body.append([name, *cells, f"{both / single:.2f}" if both and single else "-"])
     return body
 
 
@@ -329,33 +382,46 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.1e}"
 
 
+def measure(name: str, size: str, seconds: float, limit: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """A row of the tables; what several slices would presumably take longer than `limit` seconds for is left out."""
+    say(f"{size}, {name}: accuracy")
+    row: dict[str, Any] = alone(measure_accuracy, name, size)
+    kind = PEERS[name][0] if name in PEERS else Ours
+    for slices in SLICES:
+        for operation in kind.operations:
+            say(f"{size}, {name}: {OPERATIONS[operation]}, {slices}")
+            predicted = slices * row[f"{operation}_1"]["ms"] / 1000 if slices > 1 else 0.0
+            if predicted > limit:
+                row[f"{operation}_{slices}"] = {"predicted_s": predicted}
+            else:
+                row[f"{operation}_{slices}"] = alone(measure_speed, name, size, operation, slices, seconds)
+    return row
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the geometry of 256 x 256 pixels only")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"the geometry of 256 x 256 pixels only, --seconds {QUICK_SECONDS:g}"
+    )
     parser.add_argument("--only", nargs="+", metavar="ROW", help="only rows whose name holds one of these words")
-    parser.add_argument("--seconds", type=float, default=10.0, help="aim of each timing; 1 to 15 runs after the first")
-    page = parser.add_mutually_exclusive_group()
-    page.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
-    page.add_argument("--write", action="store_const", dest="markdown", const=ROOT / "docs" / "operators.md")
+    parser.add_argument("--seconds", type=float, help="aim of each timing (default 10): 1 to 15 runs after the first")
+    parser.add_argument("--limit", type=float, default=120.0, help="most seconds for a call with several slices")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args()
 
+    seconds = args.seconds or (QUICK_SECONDS if args.quick else 10.0)
     names = [name for name in (*BACKEND_ROWS, *PEERS) if not args.only or any(word in name for word in args.only)]
     skipped = {name: reason for name in names if (reason := why_not(name))}
-    results: dict[str, Any] = {"machine": machine(), "skipped": skipped, "geometries": {}}
+    results: dict[str, Any] = {"machine": machine(), "skipped": skipped, "limit_s": args.limit, "geometries": {}}
     sizes = ["256"] if args.quick else list(GEOMETRIES)
     with tqdm(total=len(sizes) * (len(names) - len(skipped)), unit="row") as progress:
         for size in sizes:
             rows = results["geometries"][size] = {}
             for name in (n for n in names if n not in skipped):
-                progress.set_description(f"{size}, {name}")
-                row = rows[name] = alone(measure_accuracy, name, size)
-                kind = PEERS[name][0] if name in PEERS else Ours
-                for slices in SLICES:
-                    for operation in kind.operations:
-                        speed = alone(measure_speed, name, size, operation, slices, args.seconds)
-                        row[f"{operation}_{slices}"] = speed
+                rows[name] = measure(name, size, seconds, args.limit, progress.set_description)
                 progress.update()
 
     text = markdown(results)
@@ -364,6 +430,11 @@ def main() -> None:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
+    if args.write:
+        # Here, as every process that measures would import what it needs.
+        from bundle.evaluation.reports import insert_between_markers
+
+        insert_between_markers(PAGE, MARKER, text)
 
 
 if __name__ == "__main__":

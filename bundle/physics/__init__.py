@@ -1,20 +1,58 @@
 """CT as mathematics: geometry, projection, reconstruction, dose, units. Needs torch and numba only."""
 
-from .dose import line_integral_variance, simulate_low_dose, thin_line_integrals
+from .artefacts import (
+    TwoEnergyBeam,
+    breathe,
+    detector_gain,
+    metal_inserts,
+    move_between_views,
+    scan_with_two_energies,
+    shoulders,
+    truncate_detector,
+)
+from .dose import line_integral_variance, log_bias, simulate_low_dose, thin_line_integrals
 from .fbp import RAMP_WINDOWS, FilteredBackprojection
 from .geometry import FanBeamGeometry
+from .noise_model import NoiseModel, estimate_noise_model
+from .phantoms import (
+    Ellipse,
+    Phantom,
+    abdomen_phantom,
+    chest_phantom,
+    insert_phantom,
+    low_contrast_phantom,
+    rod_places,
+)
 from .projector import FanBeamProjector
 from .units import MU_WATER, attenuation_to_hu, hu_to_attenuation
 
 __all__ = [
     "MU_WATER",
     "RAMP_WINDOWS",
+    "Ellipse",
     "FanBeamGeometry",
     "FanBeamProjector",
     "FilteredBackprojection",
+    "NoiseModel",
+    "Phantom",
+    "TwoEnergyBeam",
+    "abdomen_phantom",
     "attenuation_to_hu",
+    "breathe",
+    "chest_phantom",
+    "detector_gain",
+    "estimate_noise_model",
     "hu_to_attenuation",
+    "insert_phantom",
     "line_integral_variance",
+    "log_bias",
+    "low_contrast_phantom",
+    "metal_inserts",
+    "move_between_views",
+    "rod_places",
+    "scan_with_two_energies",
+    "shoulders",
     "simulate_low_dose",
     "thin_line_integrals",
+    "truncate_detector",
 ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .backends import is_recorded
 from .geometry import FanBeamGeometry
-from .projector import FanBeamOperator, LinearMap
+from .projector import FanBeamOperator, linear_map
+from .units import MU_WATER
 
 #: Windows on the ramp filter, by frequency as a fraction of the cells' Nyquist frequency.
 RAMP_WINDOWS = {
@@ -24,9 +27,11 @@ RAMP_WINDOWS = {
 #: What is done with a view that the detector cuts off.
 TRUNCATION = ("extend", "ignore")
 
-# Length of the extension at either end, as a fraction of the detector: small errors for discs 1.1 to 1.6 times as wide
-# as the field of view, at the cost of those that stick out by less.
-_EXTENSION = 0.15
+# Most cells of the extension at either end, and those whose slope it goes on with, as fractions of the detector.
+_REACH, _SLOPE = 0.3, 0.04
+# Line integral at a view's end up to which it is air, noise included; and one that is small beside an object's, by
+# which the extension's steep end is rounded off, so that its derivative stays bounded.
+_AIR, _ROUNDING = 0.1, 0.2
 # A view counts as cut off where its outer cells see more than both: air noise stays far below (5 mm of water, and a
 # fraction of the view's largest line integral). A scan is said to be truncated from this share of such views on.
 _EDGE_LINE_INTEGRAL, _EDGE_FRACTION, _EDGE_VIEWS = 0.1, 0.05, 0.05
@@ -44,24 +49,25 @@ class FilteredBackprojection(FanBeamOperator):
     shorter arc), filtered by the windowed ramp, and backprojected with the squared inverse distance to the source.
 
     Truncated projections, of an object wider than the detector, would be filtered as if air began at the last cell:
-    a bright rim and wrong HU all over. So each view goes on beyond either end, from the end cell's value down to 0 as
-    the chords of a water cylinder do. That is linear in the sinogram, and 0 where the end cell sees air: what is not
-    truncated stays as it is. As its length is fixed, an object that sticks out by less than a tenth of the field of
-    view gets too much of it, and ``ignore`` is nearer the truth. The log names the truncation once.
+    a bright rim and wrong HU all over. So each view goes on beyond either end as the chords of the water cylinder that
+    has the view's value and slope there, down to 0: for objects that stick out a little as for those far wider (bone
+    that begins to stick out is taken for too much water, and is no better than ignored). Where the end cell sees air
+    there is nothing to go on with: what is not truncated stays as it is, and there the reconstruction is linear in the
+    sinogram. The log names the truncation once.
 
     Args:
         geometry: scan and image grid. An arc below 180 degrees + fan angle can't be reconstructed.
         window: ``ram-lak``, ``shepp-logan``, ``cosine`` or ``hann``.
         backend: as for :class:`FanBeamProjector`.
         cutoff: where the window reaches its end, as a fraction of the cells' Nyquist frequency; nothing passes above.
+            For ``ram-lak``, which has no slope of its own, a hard cut. Lower is softer: less noise, wider edges.
         truncation: ``extend`` views beyond the detector, or ``ignore`` that they are cut off.
 
     Raises:
         ValueError: unknown window, backend or truncation, a cutoff outside (0, 1], an arc too short.
 
     Source: Kak and Slaney, Principles of Computerized Tomographic Imaging, 1988, sections 3.4.1 and 3.4.2;
-    Parker, Med. Phys. 9(2), 1982; extension by a cylinder's chords, here of fixed length: Hsieh et al., Med. Phys.
-    31(9), 2004.
+    Parker, Med. Phys. 9(2), 1982; extension by the chords of a water cylinder: Hsieh et al., Med. Phys. 31(9), 2004.
     """
 
     def __init__(
@@ -75,19 +81,28 @@ class FilteredBackprojection(FanBeamOperator):
         super().__init__(geometry, backend)
         if window not in RAMP_WINDOWS:
             raise ValueError(f"window must be one of {tuple(RAMP_WINDOWS)}, got {window!r}")
-        if not 0 < cutoff <= 1:
-            raise ValueError(f"cutoff must be in (0, 1], got {cutoff}")
+        if not isinstance(cutoff, Real) or not 0 < cutoff <= 1:
+            raise ValueError(f"cutoff must be in (0, 1], got {cutoff!r}")
         if truncation not in TRUNCATION:
             raise ValueError(f"truncation must be one of {TRUNCATION}, got {truncation!r}")
         self.window, self.cutoff, self.truncation = window, cutoff, truncation
         self._told = False
-        weights = _cell_weights(geometry) * redundancy_weights(geometry) * view_steps(geometry)[:, None]
-        # Follow from the geometry: not part of the weights that a state dict holds.
-        self.register_buffer("_weights", torch.from_numpy(weights), persistent=False)
-        self.register_buffer("_filter", torch.from_numpy(_ramp(geometry, window, cutoff)), persistent=False)
-        # Filtering is linear: what it makes of an extension is a fixed row times the end cell's value.
-        rows = _filtered_extensions(geometry, window, cutoff)
-        self.register_buffer("_extensions", torch.from_numpy(rows), persistent=False)
+        self._reach = max(1, round(_REACH * geometry.num_cells))
+        by_ray = redundancy_weights(geometry) * view_steps(geometry)[:, None]
+        cosines = np.cos(_fan_angles(geometry, self._reach))
+        inside, ends = cosines[self._reach : -self._reach], np.stack([cosines[: self._reach], cosines[-self._reach :]])
+        # They follow from the geometry, so no state dict holds them; and no buffers, as half() would coarsen those.
+        self._rows = tuple(
+            torch.from_numpy(rows)
+            for rows in (
+                inside * by_ray,
+                ramp_response(geometry, window, cutoff),
+                # What lies beyond the detector is as redundant as the cell at its end.
+                ends * by_ray[:, [0, -1], None],
+                ramp_response(geometry, window, cutoff, extra=self._reach),
+            )
+        )
+        self._converted: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
     def forward(self, sinogram: Tensor) -> Tensor:
         """Reconstruct ``(B, 1, V, D)`` line integrals to ``(B, 1, H, W)`` in 1/mm.
@@ -96,43 +111,93 @@ class FilteredBackprojection(FanBeamOperator):
             ValueError: shape does not fit the geometry, or values are not finite.
         """
         sinogram = self._checked(sinogram, self.geometry.sinogram_shape, "sinogram")
-        if not self._told:
+        if not self._told and not is_recorded():
             self._tell_of_truncation(sinogram.detach())
-        filtered = LinearMap.apply(sinogram, self._filter_views, self._filter_views_transpose)
+        filtered = linear_map(sinogram, self._filter_views, self._filter_views_transpose)
+        beyond = self._extension(sinogram) if self.truncation == "extend" else None
+        if beyond is not None:
+            filtered = filtered + linear_map(beyond, self._filter_extension, self._filter_extension_transpose)
         return self._linear(filtered, "backproject", "backproject_transpose")
 
     def _filter_views(self, sinogram: Tensor) -> Tensor:
-        """Weight, extend and filter ``(B, 1, V, D)``."""
-        weights, ramp, before, behind = self._rows_for(sinogram)
+        """Weight and filter ``(B, 1, V, D)``."""
+        weights, ramp, _, _ = self._rows_for(sinogram)
         out = torch.empty_like(sinogram)
-        for part in self._parts(sinogram):
-            weighted, filtered = sinogram[part] * weights, out[part]
-            filtered.copy_(_convolve(weighted, ramp))
-            if self.truncation == "extend":
-                filtered.addcmul_(weighted[..., :1], before).addcmul_(weighted[..., -1:], behind)
+        for part in self._parts(sinogram, ramp):
+            out[part] = _convolve(sinogram[part] * weights, ramp)
         return out
 
     def _filter_views_transpose(self, filtered: Tensor) -> Tensor:
         """Exact transpose of :meth:`_filter_views`; the filter's kernel is even, so it is its own transpose."""
-        weights, ramp, before, behind = self._rows_for(filtered)
+        weights, ramp, _, _ = self._rows_for(filtered)
         out = torch.empty_like(filtered)
-        for part in self._parts(filtered):
-            views, weighted = filtered[part], out[part]
-            weighted.copy_(_convolve(views, ramp))
-            if self.truncation == "extend":
-                # No matrix product: autocast would take it in half precision.
-                weighted[..., 0] += (views * before).sum(-1)
-                weighted[..., -1] += (views * behind).sum(-1)
-            weighted *= weights
+        for part in self._parts(filtered, ramp):
+            out[part] = _convolve(filtered[part], ramp) * weights
+        return out
+
+    def _extension(self, sinogram: Tensor) -> Tensor | None:
+        """Line integrals before and behind each view, ``(B, 1, V, 2, cells beyond)``, from left to right.
+
+        The square of a cylinder's chord is a parabola across its rays, of one curvature for all cylinders of water:
+        ``p(d)^2 = p^2 + s d - (2 mu d)^2`` at the distance `d` beyond the end, `s` the slope of the squares. None where
+        every view ends in air.
+        """
+        pitch = _pitch_at_center(self.geometry)
+        count = max(2, round(_SLOPE * self.geometry.num_cells))
+        ends = torch.stack([sinogram[..., :count].flip(-1), sinogram[..., -count:]], -2).clamp_min(0).square()
+        # Least squares: the line's slope, which is the parabola's in the middle of the cells, carried to the end.
+        place = torch.arange(count, dtype=ends.dtype, device=ends.device) - (count - 1) / 2
+        slope = (ends * place).sum(-1) / (place.square().sum() * pitch) - (2 * MU_WATER) ** 2 * (count - 1) * pitch
+        slope = slope.clamp_max(0)[..., None]
+        level = ends[..., -1:] - _AIR**2
+        if not is_recorded() and not (level > 0).any():
+            return None
+        distance = torch.arange(1, self._reach + 1, dtype=ends.dtype, device=ends.device) * pitch
+        square = (level + slope * distance - (2 * MU_WATER * distance).square()).clamp_min(0)
+        chords = square / (square + _ROUNDING**2).sqrt()
+        before, behind = chords.unbind(-2)
+        return torch.stack([before.flip(-1), behind], -2)
+
+    def _filter_extension(self, beyond: Tensor) -> Tensor:
+        """What the filter adds to the views ``(B, 1, V, D)`` by what lies beyond them."""
+        _, _, weights, ramp = self._rows_for(beyond)
+        out = beyond.new_empty(*beyond.shape[:-2], self.geometry.num_cells)
+        for part in self._parts(beyond, ramp):
+            before, behind = (beyond[part] * weights).unbind(-2)
+            # Views wrap around in the transform: what lies before the first cell stands at its very end.
+            gap = before.new_zeros(*before.shape[:-1], 2 * (len(ramp) - 1) - self.geometry.num_cells - 2 * self._reach)
+            wide = torch.cat([before.new_zeros(*before.shape[:-1], self.geometry.num_cells), behind, gap, before], -1)
+            out[part] = _convolve(wide, ramp)[..., : self.geometry.num_cells]
+        return out
+
+    def _filter_extension_transpose(self, filtered: Tensor) -> Tensor:
+        """Exact transpose of :meth:`_filter_extension`."""
+        _, _, weights, ramp = self._rows_for(filtered)
+        out = filtered.new_empty(*filtered.shape[:-1], 2, self._reach)
+        cells = self.geometry.num_cells
+        for part in self._parts(filtered, ramp):
+            wide = _convolve(filtered[part], ramp, whole=True)
+            before, behind = wide[..., -self._reach :], wide[..., cells : cells + self._reach]
+            out[part] = torch.stack([before, behind], -2) * weights
         return out
 
     def _rows_for(self, like: Tensor) -> tuple[Tensor, ...]:
-        # The buffers are float64; the data says in what precision they are used.
-        return *(b.to(like.device, like.dtype) for b in (self._weights, self._filter)), *self._extensions.to(like)
+        """Weights and filter of the views, and of what lies beyond them: where the data is, in its precision."""
+        key = like.device, like.dtype
+        if key in self._converted:
+            return self._converted[key]
+        rows = tuple(row.to(like.dtype).to(like.device) for row in self._rows)
+        if not is_recorded():
+            self._converted[key] = rows
+        return rows
 
-    def _parts(self, value: Tensor) -> Iterator[slice]:
+    def _parts(self, value: Tensor, ramp: Tensor) -> Iterator[slice]:
         """Slices that are filtered together: padded views and their spectra are the largest arrays of all."""
-        length = 2 * (len(self._filter) - 1)
+        if is_recorded():
+            # For any number of slices.
+            yield slice(None)
+            return
+        length = 2 * (len(ramp) - 1)
         count = max(1, _PADDED_SAMPLES // (self.geometry.num_views * length))
         for start in range(0, len(value), count):
             yield slice(start, start + count)
@@ -150,7 +215,7 @@ class FilteredBackprojection(FanBeamOperator):
             return
         self._told = True
         done = (
-            f"each view is extended by {_EXTENSION:.0%} of the detector at either end; HU stay uncertain near the edge"
+            "views are extended beyond the detector as a cylinder of water would be; HU stay uncertain near the edge"
             if self.truncation == "extend"
             else "that is ignored, so HU are wrong, most of all near the edge (see truncation)"
         )
@@ -164,12 +229,13 @@ class FilteredBackprojection(FanBeamOperator):
         return f"{super().extra_repr()}, window={self.window!r}, cutoff={self.cutoff}, truncation={self.truncation!r}"
 
 
-def _convolve(views: Tensor, ramp: Tensor) -> Tensor:
-    """Views ``(..., D)`` filtered by a frequency response."""
+def _convolve(views: Tensor, ramp: Tensor, whole: bool = False) -> Tensor:
+    """Views ``(..., D)`` filtered by a frequency response, as long as before, or the transform's `whole` length."""
     length = 2 * (len(ramp) - 1)
     spectrum = torch.fft.rfft(views, n=length)
     spectrum *= ramp
-    return torch.fft.irfft(spectrum, n=length)[..., : views.shape[-1]]
+    filtered = torch.fft.irfft(spectrum, n=length)
+    return filtered if whole else filtered[..., : views.shape[-1]]
 
 
 def view_steps(geometry: FanBeamGeometry) -> np.ndarray:
@@ -220,32 +286,19 @@ def redundancy_weights(geometry: FanBeamGeometry) -> np.ndarray:
     return np.where(angle < rising, up, np.where(angle < falling, 1.0, np.where(angle <= arc, down, 0.0)))
 
 
-def _cell_weights(geometry: FanBeamGeometry) -> np.ndarray:
-    """Cosine of the fan angle, ``(D,)``; with the equiangular detector's change of variable."""
-    return np.cos(geometry.fan_angles)
+def _fan_angles(geometry: FanBeamGeometry, extra: int) -> np.ndarray:
+    """Fan angles of the cells, and of `extra` cells more at either end."""
+    cells = np.arange(-extra, geometry.num_cells + extra)
+    position = (cells - geometry.center_cell) * geometry.cell_pitch / geometry.source_to_detector
+    return np.arctan(position) if geometry.detector == "flat" else position
 
 
-def _filtered_extensions(geometry: FanBeamGeometry, window: str, cutoff: float) -> np.ndarray:
-    """What the filter adds to a view, ``(2, D)``, by the extension before its first and behind its last cell.
-
-    Each for a weighted view that ends in 1. An extension falls to 0 as a cylinder's chords do, a quarter ellipse, and
-    is weighted by the cosine of its own fan angles.
-    """
-    cells = geometry.num_cells
-    reach = max(1, round(_EXTENSION * cells))
-    position = (np.arange(-reach, cells + reach) - geometry.center_cell) * geometry.cell_pitch
-    fan = position / geometry.source_to_detector
-    weights = np.cos(np.arctan(fan) if geometry.detector == "flat" else fan)
-    roll_off = np.sqrt(1 - (np.arange(1, reach + 1) / (reach + 1)) ** 2)
-    wide = np.zeros((2, cells + 2 * reach))
-    wide[0, :reach] = roll_off[::-1] * weights[:reach] / weights[reach]
-    wide[1, -reach:] = roll_off * weights[-reach:] / weights[-reach - 1]
-    ramp = _ramp(geometry, window, cutoff, extra=reach)
-    length = 2 * (len(ramp) - 1)
-    return np.fft.irfft(np.fft.rfft(wide, n=length) * ramp, n=length)[:, reach : reach + cells]
+def _pitch_at_center(geometry: FanBeamGeometry) -> float:
+    """Distance of the cells as seen at the rotation centre, mm."""
+    return geometry.cell_pitch * geometry.source_to_center / geometry.source_to_detector
 
 
-def _ramp(geometry: FanBeamGeometry, window: str, cutoff: float, extra: int = 0) -> np.ndarray:
+def ramp_response(geometry: FanBeamGeometry, window: str, cutoff: float, extra: int = 0) -> np.ndarray:
     """Frequency response of the windowed ramp, ``(length / 2 + 1,)``, in 1/mm, from the band-limited kernel.
 
     The kernel, not the ramp itself, is transformed: that keeps the mean of a cut-off view, and so HU, right. It is
@@ -258,8 +311,6 @@ def _ramp(geometry: FanBeamGeometry, window: str, cutoff: float, extra: int = 0)
     kernel = np.zeros(length)
     kernel[0] = 1 / 4
     kernel[odd] = -1 / (np.pi * n[odd]) ** 2
-    # Cells as seen at the rotation centre.
-    pitch = geometry.cell_pitch * geometry.source_to_center / geometry.source_to_detector
     if geometry.detector == "equiangular":
         step = geometry.cell_pitch / geometry.source_to_detector
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -268,4 +319,4 @@ def _ramp(geometry: FanBeamGeometry, window: str, cutoff: float, extra: int = 0)
         kernel = kernel * np.where(np.abs(n) < cells, stretch, 1.0) ** 2
     frequency = np.fft.rfftfreq(length) * 2 / cutoff
     shape = np.where(frequency <= 1 + 1e-12, RAMP_WINDOWS[window](np.minimum(frequency, 1.0)), 0.0)
-    return np.fft.rfft(kernel).real * shape / pitch
+    return np.fft.rfft(kernel).real * shape / _pitch_at_center(geometry)

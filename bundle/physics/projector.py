@@ -7,8 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .backends import BACKENDS, Backend, make_backend
+from .backends import BACKENDS, Backend, is_recorded, make_backend
 from .geometry import FanBeamGeometry
+
+
+def linear_map(value: Tensor, apply: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor]) -> Tensor:
+    """``apply(value)`` of a linear `apply`, with its transpose as derivative."""
+    # What is recorded is torch's own operations, and their derivatives are exact too.
+    return apply(value) if is_recorded() else LinearMap.apply(value, apply, transpose)
 
 
 class LinearMap(torch.autograd.Function):
@@ -27,7 +33,13 @@ class LinearMap(torch.autograd.Function):
 
 
 class FanBeamOperator(nn.Module):
-    """What projector and reconstruction share: a geometry, a backend for each device, and checked input."""
+    """What projector and reconstruction share: a geometry, a backend for each device, and checked input.
+
+    ``torch.export.export`` and ``torch.jit.trace`` record both, by the torch backend (``auto`` takes it then): plain
+    tensor operations that need nothing of this package. Such a program is tied to its geometry, takes any number of
+    slices (``torch.export`` when told of a dynamic batch), has the same exact gradient, and no longer looks at the
+    values: NaN goes in and comes out.
+    """
 
     def __init__(self, geometry: FanBeamGeometry, backend: str = "auto") -> None:
         super().__init__()
@@ -40,6 +52,8 @@ class FanBeamOperator(nn.Module):
         self._made: dict[str, Backend] = {}
 
     def _backend(self, device: torch.device) -> Backend:
+        if is_recorded():
+            return make_backend(self.backend, self.geometry, device)
         if str(device) not in self._made:
             self._made[str(device)] = make_backend(self.backend, self.geometry, device)
         return self._made[str(device)]
@@ -47,7 +61,7 @@ class FanBeamOperator(nn.Module):
     def _linear(self, value: Tensor, name: str, transpose: str) -> Tensor:
         """Apply a backend's map to ``(B, 1, ...)``, with its transpose as derivative."""
         backend = self._backend(value.device)
-        return LinearMap.apply(value[:, 0].contiguous(), getattr(backend, name), getattr(backend, transpose))[:, None]
+        return linear_map(value[:, 0].contiguous(), getattr(backend, name), getattr(backend, transpose))[:, None]
 
     def _checked(self, value: Tensor, shape: tuple[int, int], name: str) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[1] != 1 or tuple(value.shape[2:]) != shape:
@@ -55,7 +69,7 @@ class FanBeamOperator(nn.Module):
             raise ValueError(f"{name} must be a tensor of shape (B, 1, {shape[0]}, {shape[1]}), got {got}")
         if not torch.is_floating_point(value):
             raise ValueError(f"{name} must be a floating-point tensor, got {value.dtype}")
-        if not torch.isfinite(value).all():
+        if not is_recorded() and not torch.isfinite(value).all():
             raise ValueError(f"{name} has NaN or infinite values")
         # MONAI's tensors would carry image metadata into physics; half precision is too coarse for line integrals.
         value = value.as_tensor() if hasattr(value, "as_tensor") else value

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bundle.physics import line_integral_variance, simulate_low_dose, thin_line_integrals
+from bundle.physics import line_integral_variance, log_bias, simulate_low_dose, thin_line_integrals
 
 SCANNER = {"electronic_variance": 10.0}
 PHOTONS, SAMPLES = 1.5e5, 200_000
@@ -44,6 +44,34 @@ def test_the_mean_is_raised_by_half_the_variance_only(p):
     variance = line_integral_variance(torch.tensor(p, dtype=torch.float64), PHOTONS, dose=0.25, **SCANNER).item()
     error = 4 * math.sqrt(variance / SAMPLES) + 2 * variance**2
     assert noisy(p, dose=0.25, **SCANNER).mean().item() == pytest.approx(p + variance / 2, abs=error)
+
+
+@pytest.mark.parametrize("electronic_variance", [0.0, 10.0])
+@pytest.mark.parametrize("counts", [3.0, 8.0, 20.0, 100.0, 299.0, 301.0, 5000.0])
+def test_the_bias_of_the_logarithm_is_that_of_simulated_scans(counts, electronic_variance):
+    p = math.log(PHOTONS / counts)
+    scans = noisy(p, electronic_variance=electronic_variance)
+    bias = log_bias(scans.mean()[None], PHOTONS, electronic_variance=electronic_variance).item()
+    # The mean passes through the inverse: its error counts up to three times where photons are fewest.
+    error = 3 * 4 * scans.std().item() / math.sqrt(SAMPLES)
+    assert bias == pytest.approx(scans.mean().item() - p, abs=error)
+
+
+def test_many_photons_leave_half_the_variance_as_bias():
+    p = torch.linspace(0, 4, 50, dtype=torch.float64)
+    half = line_integral_variance(p, 1e6, **SCANNER) / 2
+    torch.testing.assert_close(log_bias(p + half, 1e6, **SCANNER), half, rtol=2e-3, atol=0)
+
+
+def test_no_photon_left_is_corrected_as_the_least_count():
+    starved = log_bias(torch.tensor([20.0, 30.0]), PHOTONS, **SCANNER)
+    assert starved[0] == starved[1] and torch.isfinite(starved).all()
+
+
+@pytest.mark.parametrize("keywords", [{"dose": 0.0}, {"electronic_variance": -1.0}, {"floor": 0.0}])
+def test_a_bias_of_no_scanner_is_refused(keywords):
+    with pytest.raises(ValueError, match=next(iter(keywords))):
+        log_bias(torch.zeros(3), PHOTONS, **keywords)
 
 
 def test_a_quarter_of_the_dose_is_a_quarter_of_the_photons():
@@ -115,3 +143,23 @@ def test_thinning_loses_no_photon():
 def test_thinning_needs_a_fraction_inside_0_and_1(fraction):
     with pytest.raises(ValueError, match="fraction must be between 0 and 1, got"):
         thin_line_integrals(torch.zeros(3), PHOTONS, fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.8])
+def test_parts_of_a_scan_with_electronic_noise_are_uncorrelated(fraction):
+    p, variance = math.log(PHOTONS / 60), 40.0
+    scan = noisy(p, electronic_variance=variance)
+    generator = torch.Generator().manual_seed(3)
+    first, second = thin_line_integrals(scan, PHOTONS, fraction, electronic_variance=variance, generator=generator)
+    naive = thin_line_integrals(scan, PHOTONS, fraction, generator=generator)
+    counts = [part.neg().exp() * share * PHOTONS for part, share in ((first, fraction), (second, 1 - fraction))]
+    error = 4 / math.sqrt(SAMPLES)
+    assert abs(torch.corrcoef(torch.stack(counts))[0, 1]) < error + 0.01  # the floor cuts off the lowest counts
+    assert torch.corrcoef(torch.stack(naive))[0, 1] > 0.1
+    expected = fraction * 60 + fraction * variance
+    assert counts[0].var().item() == pytest.approx(expected, rel=0.05)
+
+
+def test_a_negative_electronic_variance_is_refused():
+    with pytest.raises(ValueError, match="electronic_variance"):
+        thin_line_integrals(torch.zeros(3), PHOTONS, 0.5, electronic_variance=-1.0)

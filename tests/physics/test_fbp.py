@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bundle.physics import RAMP_WINDOWS, FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
-from bundle.physics.fbp import redundancy_weights, view_steps
+from bundle.physics.fbp import ramp_response, redundancy_weights, view_steps
 
 from .phantoms import ellipse_sinogram, field_of_view, gaussian_image, gaussian_sinogram, grid, half_width, rms, scan
 
@@ -148,6 +148,37 @@ def test_nothing_passes_above_the_cutoff():
     assert rms(cut) < 1e-3 * rms(whole)
 
 
+@pytest.mark.parametrize("detector", ["flat", "equiangular"])
+@pytest.mark.parametrize("cutoff", [1.0, 0.77, 0.4])
+@pytest.mark.parametrize(
+    ("window", "formula"),
+    [
+        ("ram-lak", lambda f: 1.0),
+        ("shepp-logan", lambda f: math.sin(math.pi * f / 2) / (math.pi * f / 2)),
+        ("cosine", lambda f: math.cos(math.pi * f / 2)),
+        ("hann", lambda f: math.cos(math.pi * f / 2) ** 2),
+    ],
+)
+def test_the_filter_is_the_ramp_times_the_window_up_to_the_cutoff(window, formula, cutoff, detector):
+    """A ramp of half the spatial frequency over the cells' pitch at the centre; equiangular cells bend it a little."""
+    geometry = scan(128, detector=detector)
+    response = ramp_response(geometry, window, cutoff)
+    pitch = geometry.cell_pitch * geometry.source_to_center / geometry.source_to_detector
+    for k in range(8, len(response)):
+        of_nyquist = k / (len(response) - 1)
+        expected = of_nyquist / 2 / pitch * formula(of_nyquist / cutoff) if of_nyquist <= cutoff else 0.0
+        assert response[k] == pytest.approx(expected, abs=2e-3 / pitch)
+        assert expected or response[k] == 0
+
+
+@pytest.mark.parametrize("window", RAMP_WINDOWS)
+def test_a_cutoff_at_nyquist_changes_nothing(window):
+    geometry = scan(32)
+    sinogram = draw(1, 1, *geometry.sinogram_shape)
+    plain, cut = (FilteredBackprojection(geometry, window, **options)(sinogram) for options in ({}, {"cutoff": 1}))
+    assert torch.equal(plain, cut)
+
+
 # Redundancy
 
 
@@ -271,6 +302,8 @@ def test_a_sinogram_that_does_not_fit_is_refused(sinogram, message):
         ({"backend": "leaf"}, "backend must be one of .* got 'leaf'"),
         ({"cutoff": 0.0}, r"cutoff must be in \(0, 1\], got 0.0"),
         ({"cutoff": 1.5}, r"cutoff must be in \(0, 1\], got 1.5"),
+        ({"cutoff": math.nan}, r"cutoff must be in \(0, 1\], got nan"),
+        ({"cutoff": "0.8"}, r"cutoff must be in \(0, 1\], got '0.8'"),
     ],
 )
 def test_an_unknown_option_is_refused_with_those_there(options, message):

@@ -105,6 +105,29 @@ def test_half_precision_comes_back_in_single(operator, shape, dtype):
     assert torch.equal(result, operator(value.float()))
 
 
+MODULES = {"projection": FanBeamProjector, "FBP": FilteredBackprojection}
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "float", "double"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_the_precision_of_a_module_changes_nothing(kind, change, backend):
+    """A network may be turned to half precision, and an operator is part of it; float64 data stays exact."""
+    plain, changed = (torch.nn.Sequential(MODULES[kind](GEOMETRY, backend=backend)) for _ in range(2))
+    getattr(changed, change)()
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        value = draw(2, 1, *OPERATORS[kind][1]).to(dtype)
+        for got, expected in zip(value_and_gradient(changed, value), value_and_gradient(plain, value)):
+            assert torch.equal(got, expected)
+
+
+def test_what_was_used_under_inference_mode_still_learns(operator, shape):
+    value = draw(1, 1, *shape)
+    with torch.inference_mode():
+        before = operator(value)
+    result, gradient = value_and_gradient(operator, value)
+    assert torch.equal(result, before) and gradient.abs().max() > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_reaches_neither_result_nor_gradient(operator, shape, dtype):
     value = draw(2, 1, *shape)

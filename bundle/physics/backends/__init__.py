@@ -1,5 +1,5 @@
 """Backends: four linear maps between image and sinogram, each pair exact transposes of each other."""
 
-from .base import BACKENDS, Backend, make_backend
+from .base import BACKENDS, Backend, is_recorded, make_backend
 
-__all__ = ["BACKENDS", "Backend", "make_backend"]
+__all__ = ["BACKENDS", "Backend", "is_recorded", "make_backend"]

@@ -39,11 +39,18 @@ class Backend(Protocol):
 def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> Backend:
     """The backend of that name; ``auto`` takes numba for the CPU and Triton for CUDA where they run, torch otherwise.
 
+    Where the result is recorded, it is torch: the others work outside of torch's operations, so that a recording would
+    keep their result instead.
+
     Raises:
-        ValueError: unknown name, or a backend that can't serve that device.
+        ValueError: unknown name, or a backend that can't serve that device, or can't be recorded.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {name!r}")
+    if is_recorded():
+        if name not in ("auto", "torch"):
+            raise ValueError(f"backend {name!r} can't be exported or traced; use 'torch' or 'auto'")
+        name = "torch"
     if name == "auto":
         name = _fastest(device)
         _say_once(name, device.type)
@@ -75,6 +82,11 @@ def make_backend(name: str, geometry: FanBeamGeometry, device: torch.device) -> 
     from .torch_any import TorchBackend
 
     return TorchBackend(geometry)
+
+
+def is_recorded() -> bool:
+    """Whether ``torch.export`` or ``torch.jit.trace`` writes down what runs, to run it on other data."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _fastest(device: torch.device) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..geometry import FanBeamGeometry
+from .base import is_recorded
 from .rays import RayFrame, ray_frames
 
 # What a chunk of rays or views may take, with the tables of its samples and what they gather from every slice.
@@ -25,21 +26,22 @@ class TorchBackend:
         self._frames = ray_frames(geometry)
 
     def project(self, image: Tensor) -> Tensor:
-        out = image.new_zeros(image.shape[0], *self.geometry.sinogram_shape)
+        out = image.new_zeros(image.shape[0], self.geometry.num_views * self.geometry.num_cells)
         for frame in self._frames:
             turned = torch.rot90(image, frame.turn, (1, 2)).flatten(1)
-            for views, cells, left, right, index, inside in self._rays(frame, image):
+            for rays, left, right, index, inside in self._rays(frame, image):
                 taps = turned[:, index] * left + turned[:, index + inside] * right
-                out[:, views, cells] = taps.sum(-1)
-        return out
+                out.index_copy_(1, rays, taps.sum(-1))
+        return out.unflatten(1, self.geometry.sinogram_shape)
 
     def project_transpose(self, sinogram: Tensor) -> Tensor:
         rows, columns = self.geometry.image_shape
         out = sinogram.new_zeros(sinogram.shape[0], rows, columns)
+        flat = sinogram.flatten(1)
         for frame in self._frames:
             turned = out.new_zeros(out.shape[0], rows * columns)
-            for views, cells, left, right, index, inside in self._rays(frame, sinogram):
-                values = sinogram[:, views, cells, None]
+            for rays, left, right, index, inside in self._rays(frame, sinogram):
+                values = flat[:, rays, None]
                 turned.index_add_(1, index.flatten(), (values * left).flatten(1))
                 turned.index_add_(1, (index + inside).flatten(), (values * right).flatten(1))
             out += torch.rot90(turned.unflatten(1, frame.image_shape), -frame.turn, (1, 2))
@@ -62,8 +64,8 @@ class TorchBackend:
         return out.unflatten(1, self.geometry.sinogram_shape)
 
     def _rays(self, frame: RayFrame, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Per chunk of rays: view and cell ``(R,)``, then for every row crossed ``(R, rows)``: the two weights in mm,
-        the flat index of the left pixel, and 1 where the right pixel is the next one (0 at the image's edge)."""
+        """Per chunk of rays: their flat index ``(R,)``, then for every row crossed ``(R, rows)``: the two weights in
+        mm, the flat index of the left pixel, and 1 where the right pixel is the next one (0 at the image's edge)."""
         g, (rows, columns) = self.geometry, frame.image_shape
         counts = frame.ranges[:, 1] - frame.ranges[:, 0]
         views = np.repeat(np.arange(g.num_views), counts)
@@ -90,7 +92,7 @@ class TorchBackend:
             inside = ((left >= 0) & (left < columns - 1)).long()
             index = left.clamp(0, columns - 1).long() + row_start
             yield (
-                *(torch.as_tensor(a, device=like.device) for a in (v, c)),
+                torch.as_tensor(v * g.num_cells + c, device=like.device),
                 *(w.to(like) for w in (first, right)),
                 *(i.to(like.device) for i in (index, inside)),
             )
@@ -129,7 +131,9 @@ class TorchBackend:
 
 def _samples(like: Tensor) -> int:
     """Samples of a chunk: a slice more gathers two values of each, and multiplies them."""
-    return _BYTES // (_TABLE_BYTES + 4 * len(like) * like.element_size())
+    # A recording is for any number of slices.
+    slices = 1 if is_recorded() else len(like)
+    return _BYTES // (_TABLE_BYTES + 4 * slices * like.element_size())
 
 
 def _table_device(like: Tensor) -> torch.device:

@@ -1,0 +1,543 @@
+"""Objects of ellipses: their line integrals in closed form, their picture, and bodies made of them.
+
+Nothing here is seen through a pixel grid first, so a scan of such an object is as free of the reconstruction's own
+errors as a scan of a patient: no method is measured by the operator it reconstructs with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import FanBeamGeometry
+from .projector import FanBeamProjector
+from .units import MU_WATER
+
+# Shapes in this file: V views, D detector cells, H W image. Lengths in mm, angles in radians.
+
+MATERIALS = ("water", "bone", "metal")
+
+#: Side in pixels and pixel of the grid that texture is drawn on: finer than any grid that images are made on, mm.
+TEXTURE_GRID, TEXTURE_PIXEL = 1024, 0.375
+# Wavelengths that texture is made of, mm, and how its power falls with the frequency: as anatomy's does.
+_TEXTURE_BAND, _TEXTURE_POWER = (3.0, 60.0), 3.0
+# Points that a pixel's side is cut into where texture is averaged over it.
+_TEXTURE_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """One ellipse that adds to what lies below it.
+
+    Args:
+        x: of the centre, mm; grows with the columns.
+        y: of the centre, mm; grows with the rows.
+        half_x: half axis along x before the turn, mm.
+        half_y: half axis along y before the turn, mm.
+        hu: what it adds, HU; water on air is 1000.
+        turn: from x towards y, radians.
+        edge: width over which the value falls to 0 at the end of the shorter half axis, mm (more at the longer one,
+            in proportion); half of it lies outside. 0: a sharp edge.
+        material: ``water``, ``bone`` or ``metal``: whose attenuation this is, for beams of more than one energy.
+        name: what it is, for those who look for it.
+
+    Raises:
+        ValueError: numbers that are not finite, half axes that are not positive, an edge wider than the ellipse, an
+            unknown material.
+    """
+
+    x: float
+    y: float
+    half_x: float
+    half_y: float
+    hu: float
+    turn: float = 0.0
+    edge: float = 0.0
+    material: str = "water"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "half_x", "half_y", "hu", "turn", "edge"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
+        shorter = min(self.half_x, self.half_y)
+        if shorter <= 0:
+            raise ValueError(f"half_x and half_y must be positive (mm), got {self.half_x} and {self.half_y}")
+        if not 0 <= self.edge <= 2 * shorter:
+            raise ValueError(f"edge must be from 0 to the shorter axis, {2 * shorter} mm, got {self.edge}")
+        if self.material not in MATERIALS:
+            raise ValueError(f"material must be one of {MATERIALS}, got {self.material!r}")
+
+    @property
+    def softness(self) -> float:
+        """Half the width of the edge as a fraction of the half axes."""
+        return self.edge / (2 * min(self.half_x, self.half_y))
+
+    @property
+    def reach(self) -> float:
+        """Distance from the centre beyond which there is nothing of it, mm."""
+        return (1 + self.softness) * max(self.half_x, self.half_y)
+
+    def to_circle(self) -> np.ndarray:
+        """Matrix ``(2, 2)`` that turns and stretches a distance from the centre so that the rim has length 1."""
+        cosine, sine = math.cos(self.turn), math.sin(self.turn)
+        return np.array([[cosine / self.half_x, sine / self.half_x], [-sine / self.half_y, cosine / self.half_y]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """A sum of ellipses in air, and of texture whose strength is a sum of ellipses.
+
+    Texture is a random field of wavelengths from 3 to 60 mm whose power falls with the third power of the frequency.
+    It is drawn on a grid of its own, 0.375 mm fine, and projected from there: both picture and line integrals follow
+    from the same drawing.
+
+    Args:
+        name: of the phantom.
+        ellipses: what is added to air.
+        texture: ellipses whose ``hu`` is the standard deviation that they add to the texture, HU.
+        seed: of the texture.
+        offset: x and y by which the object has moved, mm.
+
+    Source: chords of ellipses: Kak and Slaney, Principles of Computerized Tomographic Imaging, 1988, section 3.1.
+    Power law of anatomical texture: Burgess, Med. Phys. 28(4), 2001.
+    """
+
+    name: str
+    ellipses: tuple[Ellipse, ...]
+    texture: tuple[Ellipse, ...] = ()
+    seed: int = 0
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def image_hu(self, geometry: FanBeamGeometry, samples: int = 8) -> Tensor:
+        """Mean HU of every pixel, ``(1, 1, H, W)``, float32: the truth that a reconstruction is held beside.
+
+        Exact along the rows; each pixel is cut into `samples` lines across them.
+
+        Raises:
+            ValueError: `samples` below 1.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be 1 or more, got {samples}")
+        image = _raster(self._placed(self.ellipses), geometry, samples) - 1000
+        if self.texture:
+            image += self._texture_on(geometry)
+        return torch.from_numpy(image)[None, None].float()
+
+    def line_integrals(
+        self,
+        geometry: FanBeamGeometry,
+        material: str | None = None,
+        *,
+        mu_water: float = MU_WATER,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Noise-free line integrals along the ray to every cell's centre, ``(1, 1, V, D)``, float32, no unit.
+
+        The image grid of the geometry plays no part.
+
+        Args:
+            geometry: the scan.
+            material: only what this material adds (texture counts as water); None: everything.
+            mu_water: attenuation of water, 1/mm.
+            backend: of the projector that texture is projected by.
+
+        Raises:
+            ValueError: an unknown material; texture that does not fit its grid.
+        """
+        if material is not None and material not in MATERIALS:
+            raise ValueError(f"material must be one of {MATERIALS}, got {material!r}")
+        chosen = [e for e in self.ellipses if material in (None, e.material)]
+        total = torch.from_numpy(_chords(self._placed(chosen), geometry) * (mu_water / 1000))
+        if self.texture and material in (None, "water"):
+            fine = dataclasses.replace(
+                geometry.with_grid((TEXTURE_GRID, TEXTURE_GRID), TEXTURE_PIXEL), image_center=self.offset
+            )
+            total += FanBeamProjector(fine, backend)(self._texture_hu() * (mu_water / 1000))[0, 0].double()
+        return total[None, None].float()
+
+    def moved(self, x: float, y: float) -> Phantom:
+        """The same object, moved by `x` and `y` mm."""
+        return dataclasses.replace(self, offset=(self.offset[0] + x, self.offset[1] + y))
+
+    def with_ellipses(self, *ellipses: Ellipse) -> Phantom:
+        """The same object with more in it."""
+        return dataclasses.replace(self, ellipses=self.ellipses + ellipses)
+
+    def named(self, name: str) -> tuple[Ellipse, ...]:
+        """Ellipses of that name, where they are now.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = tuple(self._placed([e for e in self.ellipses if e.name == name]))
+        if not found:
+            names = sorted({e.name for e in self.ellipses if e.name})
+            raise ValueError(f"phantom {self.name!r} has no ellipse {name!r}; named are {names}")
+        return found
+
+    def _placed(self, ellipses: Sequence[Ellipse]) -> Iterator[Ellipse]:
+        x, y = self.offset
+        return (dataclasses.replace(e, x=e.x + x, y=e.y + y) for e in ellipses)
+
+    def _texture_hu(self) -> Tensor:
+        """Texture on its own grid, ``(1, 1, N, N)``, float32, HU."""
+        half = TEXTURE_GRID * TEXTURE_PIXEL / 2
+        far = max(max(abs(e.x), abs(e.y)) + e.reach for e in self.texture)
+        if far > half:
+            raise ValueError(f"texture must lie within {half} mm of the centre, it reaches to {far:.1f} mm")
+        fine = _TEXTURE_SCAN.with_grid((TEXTURE_GRID, TEXTURE_GRID), TEXTURE_PIXEL)
+        strength = _raster(self.texture, fine, 2)
+        return torch.from_numpy(strength * _random_field(self.seed))[None, None].float()
+
+    def _texture_on(self, geometry: FanBeamGeometry) -> np.ndarray:
+        """Mean texture of every pixel, ``(H, W)``, HU: linear between the points of its own grid."""
+        axes, count = [], _TEXTURE_SAMPLES
+        for coordinates, offset in zip(geometry.pixel_coordinates(), self.offset):
+            inside = ((np.arange(count) + 0.5) / count - 0.5) * geometry.pixel_size
+            points = (coordinates[:, None] + inside).ravel() - offset
+            axes.append(torch.from_numpy(points / (TEXTURE_GRID * TEXTURE_PIXEL / 2)).float())
+        y, x = torch.meshgrid(axes[1], axes[0], indexing="ij")
+        fine = F.grid_sample(self._texture_hu(), torch.stack((x, y), -1)[None], align_corners=False)
+        return F.avg_pool2d(fine, count)[0, 0].double().numpy()
+
+
+# Only its grid is used; a scanner has to be named.
+_TEXTURE_SCAN = FanBeamGeometry(
+    source_to_center=1000.0,
+    source_to_detector=2000.0,
+    num_views=2,
+    num_cells=2,
+    cell_pitch=1.0,
+    pixel_size=1.0,
+    image_shape=(2, 2),
+)
+
+
+def _raster(ellipses: Iterable[Ellipse], geometry: FanBeamGeometry, samples: int) -> np.ndarray:
+    """Sum of the ellipses' HU, mean of every pixel, ``(H, W)``, float64."""
+    from .phantom_kernels import add_means
+
+    x, y = geometry.pixel_coordinates()
+    half = geometry.pixel_size / 2
+    image = np.zeros(geometry.image_shape)
+    add_means(_table(ellipses), x[0] - half, y[0] - half, geometry.pixel_size, samples, image)
+    return image
+
+
+def _chords(ellipses: Iterable[Ellipse], geometry: FanBeamGeometry) -> np.ndarray:
+    """Sum of the ellipses' HU times the length of the ray in them, ``(V, D)``, float64."""
+    from .phantom_kernels import add_chords
+
+    ellipses = list(ellipses)
+    for e in ellipses:
+        if math.hypot(e.x, e.y) + e.reach >= geometry.source_to_center:
+            raise ValueError(f"the source would run through {e}, source_to_center is {geometry.source_to_center} mm")
+    total = np.zeros(geometry.sinogram_shape)
+    add_chords(_table(ellipses), geometry.view_angles, geometry.fan_angles, geometry.source_to_center, total)
+    return total
+
+
+def _table(ellipses: Iterable[Ellipse]) -> np.ndarray:
+    """Ellipses as the kernels read them, ``(N, 9)``."""
+    rows = [(e.x, e.y, *e.to_circle().ravel(), 1 - e.softness, 1 + e.softness, e.hu) for e in ellipses]
+    return np.array(rows, dtype=np.float64).reshape(-1, 9)
+
+
+def _random_field(seed: int) -> np.ndarray:
+    """Texture of standard deviation 1 on its grid, ``(N, N)``, float64."""
+    noise = np.random.default_rng(seed).standard_normal((TEXTURE_GRID, TEXTURE_GRID))
+    axis = np.fft.fftfreq(TEXTURE_GRID, TEXTURE_PIXEL)
+    frequency = np.hypot(axis[:, None], axis[None, : TEXTURE_GRID // 2 + 1])
+    low, high = (1 / wavelength for wavelength in _TEXTURE_BAND[::-1])
+    inside = (frequency >= low) & (frequency <= high)
+    amplitude = np.where(inside, np.maximum(frequency, low) ** (-_TEXTURE_POWER / 2), 0)
+    field = np.fft.irfft2(np.fft.rfft2(noise) * amplitude, noise.shape)
+    return field / field.std()
+
+
+# Test objects -------------------------------------------------------------------------------------------------------
+
+#: Diameter in mm and contrast in HU of the rods of the MITA low-contrast phantom (CCT189).
+LOW_CONTRAST_RODS = ((3.0, 14.0), (5.0, 7.0), (7.0, 5.0), (10.0, 3.0))
+#: Contrast to water of the inserts, HU: air, fat-like plastic, acrylic-like, bone-like.
+INSERTS = (-1000.0, -100.0, 120.0, 350.0)
+
+_ROD_RADIUS, _ROD_COPIES, _INSERT_RADIUS = 60.0, 2, 50.0
+
+
+def low_contrast_phantom(rods: Sequence[tuple[float, float]] = LOW_CONTRAST_RODS) -> Phantom:
+    """A water disc of 200 mm with low-contrast rods on a circle, twice each, named ``rod <diameter> mm``.
+
+    Rods and the places halfway between them (:func:`rod_places`) are mirror images of each other in the pixel grid's
+    diagonal, so that noise is the same with and without a rod.
+
+    Args:
+        rods: diameter in mm and contrast in HU of each rod.
+
+    Source: rods of the CCT189 phantom for NEMA/MITA XR-29 related task-based evaluation; FDA's LCD-CT
+    (github.com/DIDSR/LCD-CT) measures the same four.
+    """
+    present, _ = rod_places(len(rods))
+    circles = [
+        Ellipse(x, y, diameter / 2, diameter / 2, contrast, name=f"rod {diameter:g} mm")
+        for (x, y), (diameter, contrast) in zip(present, list(rods) * _ROD_COPIES)
+    ]
+    return Phantom(name="low contrast", ellipses=(Ellipse(0, 0, 100, 100, 1000.0, name="body"), *circles))
+
+
+def rod_places(num_rods: int = len(LOW_CONTRAST_RODS)) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """x and y, mm, of the rods of :func:`low_contrast_phantom`, and of as many places without one."""
+    count = 2 * _ROD_COPIES * num_rods
+    angles = [2 * math.pi * (k + 0.5) / count for k in range(count)]
+    places = [(_ROD_RADIUS * math.cos(a), _ROD_RADIUS * math.sin(a)) for a in angles]
+    return places[0::2], places[1::2]
+
+
+def insert_phantom(contrasts: Sequence[float] = INSERTS, diameter: float = 20.0) -> Phantom:
+    """A water disc of 200 mm with sharp discs on a circle, named ``insert <contrast> HU``, for the task transfer.
+
+    Args:
+        contrasts: to water, HU.
+        diameter: of the discs, mm.
+    """
+    discs = []
+    for k, contrast in enumerate(contrasts):
+        angle = 2 * math.pi * (k + 0.5) / len(contrasts)
+        x, y = _INSERT_RADIUS * math.cos(angle), _INSERT_RADIUS * math.sin(angle)
+        discs.append(Ellipse(x, y, diameter / 2, diameter / 2, contrast, name=f"insert {contrast:+g} HU"))
+    return Phantom(name="inserts", ellipses=(Ellipse(0, 0, 100, 100, 1000.0, name="body"), *discs))
+
+
+# Bodies -------------------------------------------------------------------------------------------------------------
+
+# Partial volume of a slice some millimetres thick makes edges of this width, mm.
+_EDGE = 2.0
+# Below this an ellipse is gas, without texture, HU.
+_GAS = -900.0
+
+
+class _Drawing:
+    """Ellipses put on one another, each with the HU that it shall have rather than what it adds."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.ellipses: list[Ellipse] = []
+        self.gas: list[Ellipse] = []
+
+    def put(
+        self,
+        place: tuple[float, float],
+        half: tuple[float, float],
+        hu: float,
+        on: float,
+        *,
+        turn: float = 0.0,
+        edge: float = _EDGE,
+        material: str = "water",
+        name: str = "",
+        shift: float = 0.0,
+    ) -> Ellipse:
+        """An ellipse of `hu` on a ground of `on`, its centre up to `shift` mm off in x and y."""
+        x, y = (c + self.random.uniform(-shift, shift) for c in place)
+        e = Ellipse(x, y, *half, hu - on, turn, min(edge, 1.6 * min(half)), material, name)
+        self.ellipses.append(e)
+        if hu < _GAS:
+            self.gas.append(e)
+        return e
+
+    def bone(self, place: tuple[float, float], half: tuple[float, float], on: float, rind: float, **more) -> None:
+        """A hard rind around marrow."""
+        hard = self.random.uniform(450, 700)
+        self.put(place, half, hard, on, material="bone", **more)
+        marrow = tuple(h - rind for h in half)
+        self.put(place, marrow, self.random.uniform(280, 350), hard, material="bone", **more)
+
+    def canal(self, place: tuple[float, float], half: tuple[float, float], on: float) -> None:
+        """A ring of bone around the spinal cord."""
+        self.put(place, half, 400.0, on, material="bone")
+        self.put(place, (half[0] - 3, half[1] - 2.5), 30.0, 400.0, material="bone")
+
+    def ribs(
+        self,
+        wall: Ellipse,
+        avoid: Sequence[Ellipse],
+        center: tuple[float, float],
+        path: tuple[float, float],
+        angles: Sequence[float],
+        on: float,
+    ) -> None:
+        """Ribs on both sides, at `angles` of the elliptic `path`, where they fit into the wall."""
+        for side in (-1, 1):
+            for angle in angles:
+                x, y = center[0] + side * path[0] * math.cos(angle), center[1] + path[1] * math.sin(angle)
+                turn = math.atan2(path[1] * math.cos(angle), -side * path[0] * math.sin(angle))
+                half = self.random.uniform(6, 11), 3.2
+                if _apart(Ellipse(x, y, *half, 1.0, turn, _EDGE), wall, avoid):
+                    self.bone((x, y), half, on, 1.4, turn=turn)
+
+    def without_texture(self, texture: Sequence[Ellipse]) -> list[Ellipse]:
+        """What takes the texture out of gas again."""
+        gas = []
+        for e in self.gas:
+            # Whole, not at its edge: gas lies well inside.
+            around = sum(t.hu for t in texture if np.hypot(*(t.to_circle() @ (e.x - t.x, e.y - t.y))) < 1)
+            gas.append(dataclasses.replace(e, hu=-around))
+        return gas
+
+    def scatter(
+        self,
+        parent: Ellipse,
+        count: int,
+        sizes: tuple[float, float],
+        hu: tuple[float, float],
+        on: float,
+        *,
+        avoid: Sequence[Ellipse] = (),
+        power: float = 1.0,
+        longest: float = 1.0,
+        name: str = "",
+    ) -> list[Ellipse]:
+        """Up to `count` ellipses inside of `parent` that touch neither one another nor what they shall avoid.
+
+        Args:
+            parent: where.
+            count: how many are tried.
+            sizes: least and greatest half axis, mm; large ones come first.
+            hu: least and greatest value.
+            on: HU of the ground.
+            avoid: ellipses that stay free.
+            power: the higher, the more small ones.
+            longest: greatest ratio of the half axes.
+            name: of each.
+        """
+        found: list[Ellipse] = []
+        low, high = sizes
+        for size in np.sort(low + (high - low) * self.random.random(count) ** power)[::-1]:
+            half = size * self.random.uniform(1, longest), size
+            turn, value = self.random.uniform(0, math.pi), self.random.uniform(*hu)
+            for _ in range(20):
+                # Uniform over the parent's disc.
+                radius, angle = math.sqrt(self.random.random()), self.random.uniform(0, 2 * math.pi)
+                cosine, sine = radius * math.cos(angle), radius * math.sin(angle)
+                dx, dy = np.linalg.solve(parent.to_circle(), (cosine, sine))
+                edge = min(_EDGE, 1.6 * size)
+                e = Ellipse(parent.x + dx, parent.y + dy, *half, value - on, turn, edge, name=name)
+                if _apart(e, parent, [*avoid, *found]):
+                    found.append(e)
+                    break
+        self.ellipses += found
+        return found
+
+
+def _apart(e: Ellipse, parent: Ellipse, others: Sequence[Ellipse]) -> bool:
+    """Whether an ellipse with its edge lies inside of `parent` and outside of all others."""
+    angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+    grown = 1 + e.softness + 0.5 / min(e.half_x, e.half_y)
+    rim = np.linalg.solve(e.to_circle(), grown * np.stack((np.cos(angles), np.sin(angles)))).T + (e.x, e.y)
+
+    def radius(points: np.ndarray, of: Ellipse) -> np.ndarray:
+        return np.hypot(*(of.to_circle() @ (points - (of.x, of.y)).T))
+
+    if radius(rim, parent).max() > 1 - parent.softness:
+        return False
+    near = (o for o in others if math.hypot(o.x - e.x, o.y - e.y) < o.reach + e.reach + 1)
+    points = np.concatenate((rim, [(e.x, e.y)]))
+    # One may lie within the other, so each is asked for the other's centre as well.
+    return all(radius(points, o).min() > 1 + o.softness and radius(np.array([[o.x, o.y]]), e)[0] > grown for o in near)
+
+
+def abdomen_phantom(seed: int = 0) -> Phantom:
+    """An abdomen-like section of 320 x 240 mm: wall, ribs, spine, organs, bowel with gas, vessels and lesions.
+
+    Places, sizes, HU and texture belong to the seed. Lesions are named ``lesion``.
+    """
+    d = _Drawing(seed)
+    r = d.random
+    muscle_hu, fat, liver_hu = 50.0, -100.0, r.uniform(55, 70)
+    d.put((0, 0), (160, 120), 20.0, -1000.0, name="body")
+    d.put((0, 0), (157.5, 117.5), fat, 20.0)
+    muscle = d.put((0, 2), (142, 108), muscle_hu, fat)
+    cavity = d.put((0, -16), (128, 76), fat, muscle_hu)
+    # Behind the cavity.
+    d.bone((0, 78), (22, 14), muscle_hu, 2.5)
+    d.canal((0, 100), (12, 7), muscle_hu)
+    for side in (-1, 1):
+        d.put((side * 38, 84), (9, 6), fat, muscle_hu, turn=side * 0.5)
+    d.ribs(muscle, [cavity], (0, -9), (135, 91), (0.15, 0.55, 0.95) if seed % 2 else (0.3, 0.75), muscle_hu)
+    # Organs, in the fat of the cavity.
+    liver = d.put((-66, -34), (49, 35), liver_hu, fat, turn=-0.15, shift=1.5)
+    spleen = d.put((92, -10), (20, 31), r.uniform(45, 60), fat, turn=0.2, shift=1.5)
+    stomach = d.put((38, -56), (30, 19), 25.0, fat, turn=0.15, shift=1.5)
+    d.put((stomach.x, stomach.y - 6), (17, 7), -990.0, 25.0, turn=0.15)
+    organs = [liver, spleen, stomach]
+    for side in (-1, 1):
+        kidney = d.put((side * 62, 26), (16, 20), r.uniform(130, 180), fat, turn=side * 0.3, shift=1.5)
+        d.put((kidney.x, kidney.y), (10, 13), 90.0, kidney.hu + fat, turn=side * 0.3)
+        d.put((kidney.x - side * 2, kidney.y), (4, 6), -60.0, 90.0, turn=side * 0.3)
+        organs.append(kidney)
+    organs.append(d.put((13, 38), (11, 11), r.uniform(140, 180), fat, shift=1, name="aorta"))
+    organs.append(d.put((-20, 36), (13, 9), r.uniform(90, 130), fat, shift=1))
+    organs.append(d.put((14, 8), (27, 8), 45.0, fat, turn=-0.25, shift=1))
+    for _ in range(14):
+        loop = d.scatter(cavity, 1, (7, 13), (40, 55), fat, avoid=organs, longest=1.4)
+        organs += loop
+        for e in loop:
+            content = -950.0 if r.random() < 0.35 else r.uniform(-20, 150)
+            d.put((e.x, e.y), (e.half_x - 2.5, e.half_y - 2.5), content, e.hu + fat, turn=e.turn)
+    lesions = d.scatter(liver, 5, (3, 8), (liver_hu - 45, liver_hu - 20), liver_hu, name="lesion")
+    d.scatter(liver, 30, (0.9, 3.5), (liver_hu + 30, liver_hu + 70), liver_hu, avoid=lesions, power=2.5, longest=3)
+    d.scatter(cavity, 140, (0.7, 2.2), (20, 110), fat, avoid=organs, power=2, longest=3)
+    d.scatter(muscle, 60, (0.8, 2), (-70, -10), muscle_hu, avoid=d.ellipses[3:], power=1.5, longest=5)
+    soft = dataclasses.replace(d.ellipses[0], half_x=150, half_y=110, hu=7.0, edge=8.0)
+    texture = soft, dataclasses.replace(liver, hu=4.0, edge=4.0), *d.without_texture([soft])
+    return Phantom(name=f"abdomen {seed}", ellipses=tuple(d.ellipses), texture=texture, seed=seed)
+
+
+def chest_phantom(seed: int = 0) -> Phantom:
+    """A chest-like section of 320 x 228 mm: wall, ribs, spine, heart, lungs with vessels, airways and nodules.
+
+    Places, sizes, HU and texture belong to the seed. Nodules are named ``lesion``.
+    """
+    d = _Drawing(seed)
+    r = d.random
+    muscle_hu, fat, lung_hu = 50.0, -100.0, r.uniform(-870, -830)
+    d.put((0, 0), (160, 114), 20.0, -1000.0, name="body")
+    d.put((0, 0), (157.5, 111.5), fat, 20.0)
+    muscle = d.put((0, 1), (146, 103), muscle_hu, fat)
+    right = d.put((-80, -2), (50, 73), lung_hu, muscle_hu, turn=0.06, name="lung")
+    left = d.put((85, -2), (44, 70), lung_hu, muscle_hu, turn=-0.06, name="lung")
+    d.bone((0, 72), (20, 14), muscle_hu, 2.5)
+    d.canal((0, 94), (11, 6.5), muscle_hu)
+    d.bone((0, -91), (16, 5), muscle_hu, 1.5)
+    d.ribs(muscle, [right, left], (0, 1), (138, 92), (-0.95, -0.55, -0.15, 0.3, 0.7, 1.05), muscle_hu)
+    blood = r.uniform(120, 200)
+    d.put((4, -24), (28, 36), 60.0, muscle_hu, turn=0.1, shift=1, name="heart")
+    d.put((-5, -30), (8, 15), blood, 60.0, turn=0.3)
+    d.put((15, -20), (8, 17), blood, 60.0, turn=-0.2)
+    d.put((2, -72), (17, 8), fat, muscle_hu, shift=1)
+    d.put((18, 42), (11, 11), blood, muscle_hu, shift=1, name="aorta")
+    d.put((-4, 44), (6, 5), 20.0, muscle_hu)
+    d.put((-4, 44), (2.5, 2), -950.0, 20.0)
+    for x in (-16, 12):
+        d.put((x, 24), (6.5, 5.5), -990.0, muscle_hu, shift=1)
+    for lung in (right, left):
+        nodules = d.scatter(lung, 3, (2.5, 6), (-20, 60), lung_hu, name="lesion")
+        nodules += d.scatter(lung, 2, (5, 9), (lung_hu + 200, lung_hu + 350), lung_hu, avoid=nodules)
+        airways = d.scatter(lung, 6, (2, 3.5), (-150, 0), lung_hu, avoid=nodules, longest=1.5)
+        for e in airways:
+            d.put((e.x, e.y), (0.6 * e.half_x, 0.6 * e.half_y), -980.0, e.hu + lung_hu, turn=e.turn)
+        taken = nodules + airways
+        d.scatter(lung, 90, (0.8, 3.5), (0, 60), lung_hu, avoid=taken, power=5, longest=2.5)
+    d.scatter(muscle, 60, (0.8, 2), (-70, -10), muscle_hu, avoid=d.ellipses[3:], power=1.5, longest=5)
+    soft = dataclasses.replace(d.ellipses[0], half_x=150, half_y=106, hu=7.0, edge=8.0)
+    spongy = [dataclasses.replace(e, hu=12.0, edge=6.0) for e in (right, left)]
+    texture = soft, *spongy, *d.without_texture([soft, *spongy])
+    return Phantom(name=f"chest {seed}", ellipses=tuple(d.ellipses), texture=texture, seed=seed)
