@@ -17,14 +17,16 @@ REFERENCE_KEY = "reference"
 class PrepareDistillationPair(PrepareBatch):
     """The noisy image and the prior it is distilled towards, from a dictionary of images ``(B, 1, H, W)`` in HU.
 
-    Without ``reference_key`` (training) it returns ``(input, target, (), {"target": target})``, both detached, and
-    reads no other item of the batch: what else the batch holds can not reach a loss. With ``reference_key``
-    (validation) the second item becomes the reference, so that metrics measure against it.
+    Without ``reference_key`` (training) it returns ``(input, target, (), {"target": target})``, both detached, with the
+    input's ``noise`` among the keywords where ``noise_key`` names it, and reads no other item of the batch: what else
+    the batch holds can not reach a loss. With ``reference_key`` (validation) the second item becomes the reference, so
+    that metrics measure against it.
 
     Args:
         input_key: the noisy reconstruction, x_ld.
         target_key: the reconstruction of the denoised sinogram, xhat.
         reference_key: what metrics compare with; None while training.
+        noise_key: the local noise of the input, HU, for a network that is told; None: it is not told.
         pass_target: whether a network in validation gets the target too. The autoencoder needs it (its latent is the
             target's), the refiner restores without it.
 
@@ -39,8 +41,9 @@ class PrepareDistillationPair(PrepareBatch):
         target_key: str = "prior",
         reference_key: str | None = None,
         pass_target: bool = True,
+        noise_key: str | None = None,
     ) -> None:
-        for name, key in (("input_key", input_key), ("target_key", target_key)):
+        for name, key in (("input_key", input_key), ("target_key", target_key), ("noise_key", noise_key)):
             if key == REFERENCE_KEY:
                 raise ValueError(f"{name} must not be {REFERENCE_KEY!r}: the stages learn from low-dose data alone")
         if input_key == target_key:
@@ -51,6 +54,7 @@ class PrepareDistillationPair(PrepareBatch):
         self.target_key = target_key
         self.reference_key = reference_key
         self.pass_target = pass_target
+        self.noise_key = noise_key
 
     def __call__(
         self,
@@ -75,6 +79,8 @@ class PrepareDistillationPair(PrepareBatch):
 
         image = read(self.input_key)
         keywords = {"target": read(self.target_key)} if self.pass_target else {}
+        if self.noise_key is not None:
+            keywords["noise"] = read(self.noise_key)
         label = keywords["target"] if self.reference_key is None else read(self.reference_key)
         for name, other in (*keywords.items(), ("label", label)):
             if other.shape != image.shape:

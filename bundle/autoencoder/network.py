@@ -17,6 +17,10 @@ STRIDE = 8
 NUM_SCALES = 3
 
 
+# HU of noise that count as little: below, the noise map is linear.
+_NOISE_UNIT = 8.0
+
+
 class DistillationAutoencoder(nn.Module):
     """Restore a noisy image: ``image + scale_hu * D(latent, skips of image)``; HU in, HU out.
 
@@ -31,6 +35,8 @@ class DistillationAutoencoder(nn.Module):
             the latent.
         num_blocks: residual blocks at each scale, in the encoder and in the decoder.
         scale_hu: HU that make 1 inside the networks.
+        noise_aware: the encoder also sees how noisy each place is (``noise`` of :meth:`encode`). A denoiser that has to
+            guess the noise smooths what is quiet and leaves noise in what is loud.
 
     Raises:
         ValueError: ``channels`` or ``skip_channels`` do not name three positive numbers, or a number is not positive.
@@ -45,6 +51,7 @@ class DistillationAutoencoder(nn.Module):
         skip_channels: Sequence[int] = (8, 8, 8),
         num_blocks: int = 1,
         scale_hu: float = 250.0,
+        noise_aware: bool = True,
     ) -> None:
         super().__init__()
         for name, values in (("channels", channels), ("skip_channels", skip_channels)):
@@ -55,19 +62,22 @@ class DistillationAutoencoder(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value}")
         self.latent_channels = latent_channels
         self.scale_hu = scale_hu
-        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks)
+        self.noise_aware = bool(noise_aware)
+        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks, 1 + self.noise_aware)
         self.decoder = Decoder(channels, latent_channels, skip_channels, num_blocks)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Latent ``(B, K, h, w)`` of unit variance and the three skips, finest first, of an image in HU.
 
-        In training mode the latent is normalised by its own batch, else by the statistics kept from training.
+        ``noise`` is the local size of the noise, HU, in the shape of the image; None: none, as in a target. Without
+        ``noise_aware`` it is not looked at. In training mode the latent is normalised by its own batch, else by the
+        statistics kept from training.
 
         Raises:
-            ValueError: ``image`` is not ``(B, 1, H, W)``.
+            ValueError: ``image`` is not ``(B, 1, H, W)``, or ``noise`` has another shape.
         """
-        features = self._features(image, "image")
+        features = self._features(image, noise, "image")
         return self.encoder.latent(features), self.encoder.skips(features)
 
     def decode(self, latent: Tensor, skips: Sequence[Tensor]) -> Tensor:
@@ -79,36 +89,50 @@ class DistillationAutoencoder(nn.Module):
         residual = self.decode(latent, skips)[..., : image.shape[-2], : image.shape[-1]]
         return image + self.scale_hu * residual
 
-    def forward(self, image: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Restore ``image`` with the latent of ``target`` (stage 2), or with its own; all ``(B, 1, H, W)`` in HU.
 
+        ``noise`` is that of ``image``, see :meth:`encode`.
+
         Raises:
-            ValueError: ``image`` or ``target`` is not ``(B, 1, H, W)``, or their shapes differ.
+            ValueError: ``image`` or ``target`` is not ``(B, 1, H, W)``, or the shapes differ.
         """
         if target is not None and target.shape != image.shape:
             raise ValueError(f"target must have the shape of image, {tuple(image.shape)}, got {tuple(target.shape)}")
-        features = self._features(image, "image")
+        features = self._features(image, noise, "image")
         # Only the latent that is decoded may enter the running statistics: they describe what diffusion will predict.
-        latent = self.encoder.latent(features if target is None else self._features(target, "target"))
+        latent = self.encoder.latent(features if target is None else self._features(target, None, "target"))
         return self.restore(image, latent, self.encoder.skips(features))
 
-    def _features(self, image: Tensor, name: str) -> list[Tensor]:
+    def _features(self, image: Tensor, noise: Tensor | None, name: str) -> list[Tensor]:
         if image.ndim != 4 or image.shape[1] != 1:
             raise ValueError(f"{name} must be (B, 1, H, W) in HU, got shape {tuple(image.shape)}")
+        if noise is not None and noise.shape != image.shape:
+            raise ValueError(f"noise must have the shape of {name}, {tuple(image.shape)}, got {tuple(noise.shape)}")
         height, width = image.shape[-2:]
-        scaled = F.pad(image / self.scale_hu, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        scaled = image / self.scale_hu
+        if self.noise_aware:
+            # Noise spans from a few HU to a thousand: by its logarithm each doubling counts the same.
+            level = torch.zeros_like(image) if noise is None else torch.log2(1 + noise / _NOISE_UNIT) / 4
+            scaled = torch.cat([scaled, level], dim=1)
+        scaled = F.pad(scaled, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         return self.encoder(scaled)
 
 
 class Encoder(nn.Module):
-    """Features of a scaled image at three scales; heads for the latent and for the skips."""
+    """Features of a scaled image (and its noise) at three scales; heads for the latent and for the skips."""
 
     def __init__(
-        self, channels: Sequence[int], latent_channels: int, skip_channels: Sequence[int], num_blocks: int
+        self,
+        channels: Sequence[int],
+        latent_channels: int,
+        skip_channels: Sequence[int],
+        num_blocks: int,
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         # Half the resolution before the first convolution: the full one costs four times as much and sees no more.
-        self.stem = nn.Conv2d(4, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(4 * inputs, channels[0], 3, padding=1)
         self.blocks = nn.ModuleList(_residual_blocks(count, num_blocks) for count in channels)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(channels, channels[1:], strict=False))
         self.skip_heads = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(channels, skip_channels, strict=True))
@@ -117,7 +141,7 @@ class Encoder(nn.Module):
         self.latent_norm = nn.BatchNorm2d(latent_channels, affine=False, momentum=0.05)
 
     def forward(self, scaled: Tensor) -> list[Tensor]:
-        """Features at H/2, H/4, H/8 of ``(B, 1, H, W)``; H and W multiples of 8."""
+        """Features at H/2, H/4, H/8 of ``(B, inputs, H, W)``; H and W multiples of 8."""
         feature = F.pixel_unshuffle(scaled, 2).contiguous(memory_format=torch.channels_last)
         feature = self.blocks[0](self.stem(feature))
         features = [feature]

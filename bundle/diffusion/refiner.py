@@ -16,7 +16,7 @@ class LatentRefiner(nn.Module):
     kept. Denoiser and decoder learn. The reverse steps are unrolled, so the image loss reaches every one of them.
 
     Args:
-        autoencoder: has ``encoder`` (frozen here), ``latent_channels``, ``encode(image) -> (latent, skips)`` and
+        autoencoder: has ``encoder`` (frozen here), ``latent_channels``, ``encode(image, noise) -> (latent, skips)`` and
             ``restore(image, latent, skips)``.
         denoiser: ``forward(x, timesteps)``, x the noisy latent joined with the condition along channels.
         scheduler: its ``timesteps`` are the reverse steps.
@@ -42,12 +42,15 @@ class LatentRefiner(nn.Module):
         self.autoencoder.encoder.eval()
         return self
 
-    def forward(self, image: Tensor, target: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, target: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """The refined image, or with a target what :class:`~bundle.diffusion.DistillationLoss` needs.
 
         Args:
             image: ``(B, 1, H, W)`` in HU.
             target: the image to distil towards, same shape; None to restore.
+            noise: local size of the image's noise, HU, same shape, for an autoencoder that wants it.
 
         Returns:
             Without a target, the refined image ``(B, 1, H, W)`` in HU; the same for the same input.
@@ -61,7 +64,7 @@ class LatentRefiner(nn.Module):
         if target is not None and target.shape != image.shape:
             raise ValueError(f"target must have the shape of image, {tuple(image.shape)}, got {tuple(target.shape)}")
         with torch.no_grad():
-            condition, skips = self.autoencoder.encode(image)
+            condition, skips = self.autoencoder.encode(image, noise)
             original = None if target is None else self.autoencoder.encode(target)[0]
         if original is None:
             return self.autoencoder.restore(image, self.denoise(self.fixed_noise(condition), condition), skips)

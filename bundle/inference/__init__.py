@@ -1,6 +1,16 @@
 """Noisy sinogram in, restored image out: fusion, the whole pipeline, its weights, and stacks of slices."""
 
+from .calibration import (
+    CalibrationImages,
+    KnownNoise,
+    RestorerCalibration,
+    calibrate_fusions,
+    calibration_images,
+    fusion_values,
+    scan_noise,
+)
 from .fusion import FUSION_MODES, SelfCorrectingFusion
+from .held_out import Candidates, HeldOutFusion
 from .inferer import STAGES, PrepareScan, StackInferer
 from .pipeline import FUSION_ORDERS, LowDoseRestorer, Restoration
 from .weights import load_weights, read_weights
@@ -9,11 +19,20 @@ __all__ = [
     "FUSION_MODES",
     "FUSION_ORDERS",
     "STAGES",
+    "CalibrationImages",
+    "Candidates",
+    "HeldOutFusion",
+    "KnownNoise",
     "LowDoseRestorer",
     "PrepareScan",
     "Restoration",
+    "RestorerCalibration",
     "SelfCorrectingFusion",
     "StackInferer",
+    "calibrate_fusions",
+    "calibration_images",
+    "fusion_values",
     "load_weights",
     "read_weights",
+    "scan_noise",
 ]

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bundle.physics import MU_WATER, RAMP_WINDOWS, FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
+from bundle.physics import (
+    MU_WATER,
+    RAMP_WINDOWS,
+    FanBeamGeometry,
+    FilteredBackprojection,
+    attenuation_to_hu,
+    log_bias,
+)
+from bundle.transforms import removed_noise
+
+from .held_out import Candidates
 
 # Shapes in this file: B batch, V views, D detector cells, H W image.
 
@@ -45,7 +55,8 @@ class LowDoseRestorer(nn.Module):
 
     Args:
         projection: sinogram denoiser ``f``, ``(B, 1, V, D)`` to ``(B, 1, V, D)``.
-        refiner: image refiner, HU ``(B, 1, H, W)`` to HU ``(B, 1, H, W)``.
+        refiner: image refiner, ``forward(image_hu, noise=...)``, all HU ``(B, 1, H, W)``; ``noise`` is
+            :func:`bundle.transforms.removed_noise`.
         fusion: module with ``forward(low_dose_hu, prior_hu)`` and ``weight(low_dose_hu, prior_hu)``.
         geometry: scan and image grid that a sinogram without its own geometry is read in.
         window: ramp window of the backprojection.
@@ -56,7 +67,10 @@ class LowDoseRestorer(nn.Module):
         output_fusion: module like ``fusion`` that weighs the fused image against the refined one, by the noise of
             ``x_ld``: a refiner smooths what is hardly noisy, and there the fused image is the better one. None: the
             refined image is the result, as in the paper.
+        held_out_fusion: :class:`bundle.inference.HeldOutFusion`, which takes the place of ``output_fusion`` wherever
+            the incident photons are known; each scan is then restored twice. None: never.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
+        electronic_variance: of the detector, photons squared; counts where the incident photons are known.
 
     Raises:
         ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none.
@@ -74,7 +88,9 @@ class LowDoseRestorer(nn.Module):
         mu_water: float = MU_WATER,
         fusion_order: str = "before",
         output_fusion: nn.Module | None = None,
+        held_out_fusion: nn.Module | None = None,
         backend: str = "auto",
+        electronic_variance: float = 0.0,
     ) -> None:
         super().__init__()
         if fusion_order not in FUSION_ORDERS:
@@ -85,28 +101,43 @@ class LowDoseRestorer(nn.Module):
         self.refiner = refiner
         self.fusion = fusion
         self.output_fusion = output_fusion
+        self.held_out_fusion = held_out_fusion
         self.geometry = _as_geometry(geometry)
         self.window = window
         self.mu_water = mu_water
         self.fusion_order = fusion_order
         self.backend = backend
+        self.electronic_variance = float(electronic_variance)
         # A plain dict, so that no operator becomes a submodule: its tables must not enter the state dict.
         self._operators: dict[tuple[FanBeamGeometry, torch.device], FilteredBackprojection] = {}
 
-    def forward(self, sinogram: Tensor, geometry: FanBeamGeometry | str | None = None) -> Tensor:
+    def forward(
+        self,
+        sinogram: Tensor,
+        geometry: FanBeamGeometry | str | None = None,
+        incident_photons: float | None = None,
+    ) -> Tensor:
         """Restored HU ``(B, 1, H, W)`` of noisy line integrals ``(B, 1, V, D)``; see :meth:`restore`."""
-        return self.restore(sinogram, geometry).restored
+        return self.restore(sinogram, geometry, incident_photons).restored
 
     @torch.no_grad()
-    def restore(self, sinogram: Tensor, geometry: FanBeamGeometry | str | None = None) -> Restoration:
+    def restore(
+        self,
+        sinogram: Tensor,
+        geometry: FanBeamGeometry | str | None = None,
+        incident_photons: float | None = None,
+    ) -> Restoration:
         """Restore and keep every stage.
 
         Args:
             sinogram: noisy line integrals, ``(B, 1, V, D)``, float32.
             geometry: the scan's own geometry (or its JSON), where it is not the default one.
+            incident_photons: incident photons a ray of this scan. Given, the bias that the logarithm of few counts
+                has (:func:`bundle.physics.log_bias`) is taken out of ``x_ld`` and ``xhat``; ``fbp`` stays as it comes.
 
         Raises:
-            ValueError: a sinogram of another shape or dtype, with NaN or infinite values; a geometry that is none.
+            ValueError: a sinogram of another shape or dtype, with NaN or infinite values; a geometry that is none;
+                ``incident_photons`` not positive.
         """
         geometry = self.geometry if geometry is None else _as_geometry(geometry)
         # A MetaTensor would carry its history through every stage.
@@ -115,19 +146,59 @@ class LowDoseRestorer(nn.Module):
         clock = _Clock(sinogram.device)
         fbp = self._reconstruct(sinogram, geometry)
         clock.stop("fbp")
-        prior = self._reconstruct(self.projection(sinogram), geometry)
+        low_dose, prior = self.estimates(sinogram, geometry, incident_photons, fbp)
         clock.stop("prior")
-        fused = self.fusion(fbp, prior)
+        fused = self.fusion(low_dose, prior)
         clock.stop("fused")
-        if self.fusion_order == "before":
-            restored = self.refiner(fused)
+        refined = self.refine(low_dose, prior, fused)
+        if self.held_out_fusion is not None and incident_photons is not None:
+            weights = self._held_out_weights(sinogram, geometry, incident_photons)
+            restored = self.held_out_fusion(Candidates(low_dose, fused, refined), weights)
+        elif self.output_fusion is not None:
+            restored = self.output_fusion(low_dose, refined, fused)
         else:
-            weight = self.fusion.weight(fbp, prior)
-            restored = weight * fbp + (1 - weight) * self.refiner(fbp)
-        if self.output_fusion is not None:
-            restored = self.output_fusion(fbp, restored, fused)
+            restored = refined
         clock.stop("restored")
         return Restoration(fbp, prior, fused, restored, clock.seconds)
+
+    def _held_out_weights(self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float) -> Tensor:
+        fusion = self.held_out_fusion
+        kept, held_out = fusion.part(sinogram, incident_photons, self.electronic_variance)
+        shares = fusion.fraction, 1 - fusion.fraction
+        low_dose, prior = self.estimates(kept, geometry, incident_photons * shares[0], share=shares[0])
+        fused = self.fusion(low_dose, prior)
+        part = Candidates(low_dose, fused, self.refine(low_dose, prior, fused))
+        judge, _ = self.estimates(held_out, geometry, incident_photons * shares[1], share=shares[1])
+        return fusion.weights(part, judge)
+
+    @torch.no_grad()
+    def estimates(
+        self,
+        sinogram: Tensor,
+        geometry: FanBeamGeometry,
+        incident_photons: float | None = None,
+        fbp: Tensor | None = None,
+        share: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """``x_ld`` and ``xhat``, what the fusion is given, ``(B, 1, H, W)`` in HU; arguments as in :meth:`restore`.
+
+        ``fbp`` saves a backprojection where the sinogram's has been made already. ``share`` is that of a thinned part
+        (:func:`bundle.physics.thin_line_integrals`): it has as much of the electronic variance.
+        """
+        denoised = self.projection(sinogram)
+        if incident_photons is None:
+            return self._reconstruct(sinogram, geometry) if fbp is None else fbp, self._reconstruct(denoised, geometry)
+        bias = log_bias(denoised, incident_photons, electronic_variance=share * self.electronic_variance)
+        return self._reconstruct(sinogram - bias, geometry), self._reconstruct(denoised - bias, geometry)
+
+    @torch.no_grad()
+    def refine(self, low_dose_hu: Tensor, prior_hu: Tensor, fused_hu: Tensor) -> Tensor:
+        """The refined image, before any output fusion; all ``(B, 1, H, W)`` in HU."""
+        noise = removed_noise(low_dose_hu, prior_hu)
+        if self.fusion_order == "before":
+            return self.refiner(fused_hu, noise=noise)
+        weight = self.fusion.weight(low_dose_hu, prior_hu)
+        return weight * low_dose_hu + (1 - weight) * self.refiner(low_dose_hu, noise=noise)
 
     def _reconstruct(self, sinogram: Tensor, geometry: FanBeamGeometry) -> Tensor:
         key = geometry, sinogram.device

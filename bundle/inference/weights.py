@@ -28,7 +28,8 @@ def load_weights(network: Network, path: str | PathLike[str], key: str = "networ
         key: name of the state dict in a nested checkpoint.
 
     Raises:
-        ValueError: names the file: missing, truncated or no state dict, first missing, unexpected or misshapen keys.
+        ValueError: names the file: missing, truncated or no state dict, first missing, unexpected or misshapen keys,
+            weights that are NaN or infinite (a training that diverged).
     """
     path = Path(path)
     weights = read_weights(path, key)
@@ -40,6 +41,10 @@ def load_weights(network: Network, path: str | PathLike[str], key: str = "networ
             f"{k} ({tuple(weights[k].shape)}, expected {tuple(v.shape)})"
             for k, v in expected.items()
             if k in weights and weights[k].shape != v.shape
+        ],
+        # Buffers may be NaN: that is how a fusion says that it is not calibrated.
+        "not finite": [
+            k for k, _ in network.named_parameters() if k in weights and not torch.isfinite(weights[k]).all()
         ],
     }
     if any(problems.values()):

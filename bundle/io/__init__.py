@@ -2,14 +2,16 @@
 
 from .ct import CTVolume, ScanFrame, read_ct, write_nifti
 from .inputs import find_scans, split_by_patient
-from .sinogram import read_sinogram, write_sinogram
+from .sinogram import ScanNoise, read_scan_noise, read_sinogram, write_sinogram
 from .writing import replace_when_complete
 
 __all__ = [
     "CTVolume",
     "ScanFrame",
+    "ScanNoise",
     "find_scans",
     "read_ct",
+    "read_scan_noise",
     "read_sinogram",
     "replace_when_complete",
     "split_by_patient",

@@ -1,6 +1,6 @@
 """Stage 1: a sinogram denoiser that learns from noisy sinograms alone."""
 
-from .batch import AlphaRamp, PrepareReconstruction, PrepareSubPair, ReconstructionInferer
+from .batch import AlphaRamp, FiniteLoss, PrepareReconstruction, PrepareSubPair, ReconstructionInferer
 from .loss import SimilarityLoss, SubPairTarget
 from .network import SinogramDenoiser
 from .sampler import ContextualSubsampler, SubPairPlan
@@ -8,6 +8,7 @@ from .sampler import ContextualSubsampler, SubPairPlan
 __all__ = [
     "AlphaRamp",
     "ContextualSubsampler",
+    "FiniteLoss",
     "PrepareReconstruction",
     "PrepareSubPair",
     "ReconstructionInferer",

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer
-from monai.utils import convert_to_tensor
+from monai.utils import CommonKeys, convert_to_tensor
 from torch import Tensor
 
 from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
@@ -163,6 +163,25 @@ class AlphaRamp:
 
     def __call__(self, engine: Engine) -> None:
         self.loss.alpha = self.maximum * engine.state.epoch / engine.state.max_epochs
+
+
+class FiniteLoss:
+    """Handler: stop a training whose loss is no number any more, instead of training on nothing to the end."""
+
+    def attach(self, engine: Engine) -> None:
+        """Watch every step of a MONAI trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Raises:
+        ValueError: names the step and the loss.
+        """
+        loss = torch.as_tensor(engine.state.output[CommonKeys.LOSS])
+        if not torch.isfinite(loss).all():
+            raise ValueError(
+                f"the loss must be finite, got {loss.tolist()} in step {engine.state.iteration} (epoch "
+                f"{engine.state.epoch}): lower learning_rate, or go on from an earlier checkpoint"
+            )
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 from .crops import TissueWeightd, tissue_weight
 from .files import LoadScand
 from .low_dose import RandThinCountsd, SimulateScand, ThinCountsd, noise_seed
-from .reconstruct import RandMixd, ReconstructPaird
+from .reconstruct import RandMixd, ReconstructPaird, RemovedNoised, removed_noise
 from .slices import training_slices
 
 __all__ = [
@@ -11,10 +11,12 @@ __all__ = [
     "RandMixd",
     "RandThinCountsd",
     "ReconstructPaird",
+    "RemovedNoised",
     "SimulateScand",
     "ThinCountsd",
     "TissueWeightd",
     "noise_seed",
+    "removed_noise",
     "tissue_weight",
     "training_slices",
 ]

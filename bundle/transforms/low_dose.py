@@ -29,9 +29,10 @@ class SimulateScand(Transform):
 
     Works on one slice, ``image_hu`` ``(1, H, W)`` to ``sinogram`` ``(1, V, D)`` with ``slice`` an int, and on a stack,
     ``(1, S, H, W)`` to ``(1, S, V, D)`` with ``slice`` ``(S,)``. The image grid is the image's own (its shape and
-    ``pixel_size``), the scanner stays. Adds ``dose``, and with ``reference`` the normal-dose image of the same
-    geometry: the Ram-Lak FBP of the noise-free line integrals, HU, in the shape of the image. Neither the noise-free
-    line integrals nor ``image_hu`` stay in the item.
+    ``pixel_size``), the scanner stays. Adds ``dose``, ``incident_photons`` (``photons * dose``, a ray) and
+    ``electronic_variance``, and with ``reference`` the normal-dose image of the same geometry: the Ram-Lak FBP of the
+    noise-free line integrals, HU, in the shape of the image. Neither the noise-free line integrals nor ``image_hu``
+    stay in the item.
 
     The noise belongs to (``seed``, ``name``, slice, dose): the same slice has the same noise in every epoch, worker
     and order. Items without ``image_hu``, such as a measured ``sinogram``, pass through.
@@ -108,6 +109,8 @@ class SimulateScand(Transform):
         item["sinogram"] = torch.stack(noisy).reshape(*image_hu.shape[:-2], *geometry.sinogram_shape)
         item["geometry"] = geometry.to_json()
         item["dose"] = dose
+        item["incident_photons"] = self.photons * dose
+        item["electronic_variance"] = self.electronic_variance
         return item
 
     def _scan(self, clean: Tensor, name: str, index: int, dose: float) -> Tensor:
@@ -125,20 +128,29 @@ class ThinCountsd(Transform):
     """Split the photons of ``sinogram`` into ``input_sinogram`` and ``target_sinogram``, of independent noise.
 
     What a network learns from such a pair (:class:`bundle.transforms.ReconstructPaird`) cannot be the noise of its
-    input, for the target does not have it. The share of the input is drawn anew for each item, so that lower doses
-    than the scan's own are trained, too. The draw belongs to (``seed``, ``name``, slice, ``repeat``).
+    input, for the target does not have it. The share of the input is drawn anew for each item, log-uniformly, so that
+    lower doses than the scan's own, and thicker patients, are trained, too. The draw belongs to (``seed``, ``name``,
+    slice, ``repeat``). ``input_photons`` and ``target_photons`` become the incident photons a ray of the two parts.
 
     Args:
         photons: incident photons a ray at normal dose.
         dose: fraction of the normal dose, where the item does not say.
         fractions: least and greatest share of the photons that the input is given.
         seed: of the draw.
+        electronic_variance: of the detector, photons squared; the parts are uncorrelated only where it is known.
 
     Raises:
         ValueError: ``fractions`` are not two growing numbers between 0 and 1.
     """
 
-    def __init__(self, photons: float, dose: float, fractions: Sequence[float] = (0.3, 0.8), seed: int = 0) -> None:
+    def __init__(
+        self,
+        photons: float,
+        dose: float,
+        fractions: Sequence[float] = (0.04, 0.85),
+        seed: int = 0,
+        electronic_variance: float = 0.0,
+    ) -> None:
         _positive("photons", photons)
         _positive("dose", dose)
         if len(fractions) != 2 or not 0 < fractions[0] <= fractions[1] < 1:
@@ -147,6 +159,7 @@ class ThinCountsd(Transform):
         self.dose = dose
         self.fractions = tuple(fractions)
         self.seed = seed
+        self.electronic_variance = electronic_variance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -154,10 +167,16 @@ class ThinCountsd(Transform):
         seed = noise_seed(self.seed, f"thin {item['name']}", int(item["slice"]), item.get("repeat", 0))
         generator = torch.Generator().manual_seed(seed)
         low, high = self.fractions
-        fraction = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        fraction = low * (high / low) ** float(torch.rand((), generator=generator, dtype=torch.float64))
         item["input_sinogram"], item["target_sinogram"] = thin_line_integrals(
-            item["sinogram"], self.photons, fraction, dose=dose, generator=generator
+            item["sinogram"],
+            self.photons,
+            fraction,
+            dose=dose,
+            electronic_variance=self.electronic_variance,
+            generator=generator,
         )
+        item["input_photons"], item["target_photons"] = (self.photons * dose * f for f in (fraction, 1 - fraction))
         return item
 
 

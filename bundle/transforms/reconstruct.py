@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import torch
+from monai.networks.layers import separable_filtering
 from monai.transforms import RandomizableTransform, Transform
 from torch import Tensor, nn
 
-from bundle.physics import attenuation_to_hu
+from bundle.physics import attenuation_to_hu, log_bias
 
 from .operators import filtered_backprojection, in_batches, parsed_geometry
+
+#: Incident photons a ray of the sinogram under each key, where they are known.
+PHOTONS_KEYS = {"sinogram": "incident_photons", "input_sinogram": "input_photons", "target_sinogram": "target_photons"}
 
 
 class ReconstructPaird(Transform):
@@ -29,9 +35,12 @@ class ReconstructPaird(Transform):
         target_key: the sinogram of ``prior``.
         input_prior_key: where the denoised input goes, for inputs that mix it in (:class:`RandMixd`); None: nowhere.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
+        electronic_variance: of the detector, photons squared. Given, the bias that the logarithm of few counts has is
+            taken out of both reconstructions wherever the item knows its photons (:data:`PHOTONS_KEYS`); None: never.
 
     Raises:
-        ValueError: ``sinogram`` does not fit its ``geometry``.
+        ValueError: a sinogram does not fit its ``geometry``, a negative ``electronic_variance``, an
+            ``input_prior_key`` though input and target are one sinogram.
     """
 
     def __init__(
@@ -43,7 +52,12 @@ class ReconstructPaird(Transform):
         target_key: str = "sinogram",
         input_prior_key: str | None = None,
         backend: str = "auto",
+        electronic_variance: float | None = None,
     ) -> None:
+        if electronic_variance is not None and not (math.isfinite(electronic_variance) and electronic_variance >= 0):
+            raise ValueError(f"electronic_variance must be None, zero or more, got {electronic_variance}")
+        if input_prior_key is not None and input_key == target_key:
+            raise ValueError(f"input_prior_key {input_prior_key!r} would be the target: both are made of {input_key!r}")
         self.denoiser = denoiser
         self.window = window
         self.slices_per_batch = slices_per_batch
@@ -51,6 +65,7 @@ class ReconstructPaird(Transform):
         self.target_key = target_key
         self.input_prior_key = input_prior_key
         self.backend = backend
+        self.electronic_variance = electronic_variance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -58,24 +73,77 @@ class ReconstructPaird(Transform):
         reconstruct = filtered_backprojection(geometry, self.window, self.backend)
         self.denoiser.eval()
         device = next((parameter.device for parameter in self.denoiser.parameters()), item[self.input_key].device)
-
-        def prior(noisy: Tensor) -> Tensor:
-            return reconstruct(self.denoiser(noisy))
-
-        wanted = [("fbp", self.input_key, reconstruct), ("prior", self.target_key, prior)]
+        # Every sinogram is denoised once, whatever is wanted of it.
+        wanted: dict[str, dict[str, str]] = {self.input_key: {"noisy": "fbp"}}
+        wanted.setdefault(self.target_key, {})["denoised"] = "prior"
         if self.input_prior_key is not None:
-            wanted.append((self.input_prior_key, self.input_key, prior))
-        for key, source, apply in wanted:
+            wanted[self.input_key]["denoised"] = self.input_prior_key
+        for source, keys in wanted.items():
             sinogram = item[source]
             if sinogram.ndim not in (3, 4) or tuple(sinogram.shape[-2:]) != geometry.sinogram_shape:
                 raise ValueError(
                     f"{source} must be (1, V, D) or (1, S, V, D) with V, D = {geometry.sinogram_shape}, "
                     f"got shape {tuple(sinogram.shape)}"
                 )
-            stack = sinogram.reshape(-1, *geometry.sinogram_shape)
-            image = in_batches(apply, stack, self.slices_per_batch, device)
-            item[key] = attenuation_to_hu(image).reshape(*sinogram.shape[:-2], *geometry.image_shape)
+            photons = item.get(PHOTONS_KEYS.get(source))
+            # A thinned part has its share of the electronic variance.
+            share = 1.0 if photons is None else float(photons) / float(item.get("incident_photons", photons))
+            apply = self._reconstruction(tuple(keys), reconstruct, photons, share)
+            images = in_batches(apply, sinogram.reshape(-1, *geometry.sinogram_shape), self.slices_per_batch, device)
+            for key, image in zip(keys.values(), images.unbind(1)):
+                item[key] = attenuation_to_hu(image).reshape(*sinogram.shape[:-2], *geometry.image_shape)
         return item
+
+    def _reconstruction(
+        self, wanted: tuple[str, ...], reconstruct: nn.Module, photons: float | None, share: float
+    ) -> Callable[[Tensor], Tensor]:
+        """From ``(B, 1, V, D)`` to the wanted images, side by side as ``(B, 1, N, H, W)`` in 1/mm."""
+        biased = self.electronic_variance is not None and photons is not None
+
+        def apply(noisy: Tensor) -> Tensor:
+            sinograms = {"noisy": noisy}
+            if biased or "denoised" in wanted:
+                sinograms["denoised"] = self.denoiser(noisy)
+            if biased:
+                variance = share * float(self.electronic_variance)
+                bias = log_bias(sinograms["denoised"], float(photons), electronic_variance=variance)
+                sinograms = {name: sinogram - bias for name, sinogram in sinograms.items()}
+            return torch.stack([reconstruct(sinograms[name]) for name in wanted], dim=2)
+
+        return apply
+
+
+def removed_noise(image_hu: Tensor, prior_hu: Tensor, window_size: int = 7) -> Tensor:
+    """Local size of what stage 1 took away, HU: root mean square of ``image - prior`` in a square window.
+
+    It holds the noise of ``image`` and no anatomy, and tells the refiner how noisy a place is.
+
+    Args:
+        image_hu: FBP of the noisy sinogram, ``(..., H, W)``.
+        prior_hu: FBP of the denoised one, the same shape.
+        window_size: side of the window in pixels, odd.
+    """
+    box = image_hu.new_full((window_size,), 1 / window_size)
+    square = (image_hu - prior_hu).square().reshape(-1, 1, *image_hu.shape[-2:])
+    return separable_filtering(square, [box, box], mode="replicate").clamp_min(0).sqrt().reshape(image_hu.shape)
+
+
+class RemovedNoised(Transform):
+    """Add ``noise``, the :func:`removed_noise` of an image and the prior of the same photons, HU.
+
+    Args:
+        image_key: the noisy image, HU.
+        prior_key: its prior, HU, the same shape.
+        noise_key: where the noise goes.
+    """
+
+    def __init__(self, image_key: str = "fbp", prior_key: str = "prior", noise_key: str = "noise") -> None:
+        self.image_key = image_key
+        self.prior_key = prior_key
+        self.noise_key = noise_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, self.noise_key: removed_noise(data[self.image_key], data[self.prior_key])}
 
 
 class RandMixd(RandomizableTransform):

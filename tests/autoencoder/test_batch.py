@@ -37,6 +37,13 @@ def test_training_reads_only_the_noisy_image_and_the_prior():
     torch.testing.assert_close(label, data["prior"])
 
 
+def test_a_network_that_wants_it_is_told_the_noise():
+    data = Watched(batch() | {"noise": torch.rand(2, 1, 16, 16)})
+    _, _, _, keywords = PrepareDistillationPair(noise_key="noise")(data)
+    assert data.read == {"fbp", "prior", "noise"}
+    torch.testing.assert_close(keywords["noise"], data["noise"])
+
+
 def test_training_gives_the_same_whatever_the_reference_is():
     data = batch()
     spoilt = Watched(data | {"reference": torch.full((2, 1, 16, 16), float("nan"))})
@@ -44,7 +51,7 @@ def test_training_gives_the_same_whatever_the_reference_is():
         torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize("keys", [{"input_key": "reference"}, {"target_key": "reference"}])
+@pytest.mark.parametrize("keys", [{"input_key": "reference"}, {"target_key": "reference"}, {"noise_key": "reference"}])
 def test_the_reference_can_not_be_learned_from(keys):
     with pytest.raises(ValueError, match="low-dose data alone"):
         PrepareDistillationPair(**keys)

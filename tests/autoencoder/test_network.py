@@ -55,7 +55,7 @@ def test_statistics_kept_from_training_normalise_the_latent_of_the_target():
     for _ in range(150):
         network(image, target)
     latent, _ = network.eval().encode(target)
-    torch.testing.assert_close(latent.var(dim=(0, 2, 3)), torch.ones(4), atol=2e-2, rtol=0)
+    torch.testing.assert_close(latent.var(dim=(0, 2, 3)), torch.ones(4), atol=3e-2, rtol=0)
 
 
 def test_the_latent_comes_from_the_target_and_the_skips_from_the_image():
@@ -91,6 +91,19 @@ def test_hounsfield_scale_is_one_constant():
     single = small(random_head=True, scale_hu=250.0).eval()
     double = small(random_head=True, scale_hu=500.0).eval()
     torch.testing.assert_close(double(2 * image), 2 * single(image))
+
+
+def test_noise_reaches_the_skips_of_a_network_that_wants_it_and_of_no_other():
+    image, noise = images(1, 1, 16, 16), images(1, 1, 16, 16, seed=2).abs()
+    told, untold = small().eval(), small(noise_aware=False).eval()
+    assert not torch.equal(told.encode(image)[1][0], told.encode(image, noise)[1][0])
+    assert torch.equal(untold.encode(image)[1][0], untold.encode(image, noise)[1][0])
+    torch.testing.assert_close(told.encode(image), told.encode(image, torch.zeros_like(image)))
+
+
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="noise must have the shape"):
+        small()(torch.zeros(1, 1, 16, 16), noise=torch.zeros(1, 1, 16, 24))
 
 
 def test_no_gradient_reaches_a_detached_target():

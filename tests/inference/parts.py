@@ -26,8 +26,22 @@ class Smooth(nn.Module):
         self.layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode="replicate", bias=False)
         nn.init.constant_(self.layer.weight, 1 / 9)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.layer(value)
+
+
+class Unchanged(nn.Module):
+    """A refiner that changes nothing."""
+
+    def forward(self, value: Tensor, noise: Tensor | None = None) -> Tensor:
+        return value
+
+
+class NoiseItself(nn.Module):
+    """A refiner that returns the noise it is told of."""
+
+    def forward(self, value: Tensor, noise: Tensor) -> Tensor:
+        return noise
 
 
 def restorer(**kwargs) -> LowDoseRestorer:

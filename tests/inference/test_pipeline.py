@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from bundle.inference import SelfCorrectingFusion
-from bundle.physics import FanBeamProjector, FilteredBackprojection, attenuation_to_hu, hu_to_attenuation
+from bundle.physics import (
+    FanBeamProjector,
+    FilteredBackprojection,
+    attenuation_to_hu,
+    hu_to_attenuation,
+    log_bias,
+    simulate_low_dose,
+)
+from bundle.transforms import removed_noise
 
-from .parts import SCANNER, restorer
+from .parts import SCANNER, NoiseItself, Unchanged, restorer
 
 
 def scan(geometry=SCANNER, batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -59,9 +67,44 @@ def test_output_fusion_weighs_the_fused_image_against_the_refined_one_by_the_noi
 
 
 def test_networks_that_change_nothing_leave_the_fbp():
-    network = restorer(projection=nn.Identity(), refiner=nn.Identity())
+    network = restorer(projection=nn.Identity(), refiner=Unchanged())
     result = network.restore(scan())
     torch.testing.assert_close(result.restored, result.fbp)
+
+
+def test_the_refiner_is_told_the_noise_that_stage_one_took_away():
+    result = restorer(refiner=NoiseItself()).restore(scan())
+    torch.testing.assert_close(result.restored, removed_noise(result.fbp, result.prior))
+
+
+def test_known_photons_take_the_bias_of_the_logarithm_out_of_both_images_but_not_out_of_the_fbp():
+    network, sinogram = restorer(projection=nn.Identity()), scan()
+    known = network.restore(sinogram, None, 2000.0)
+    torch.testing.assert_close(known.fbp, network.restore(sinogram).fbp)
+    corrected = sinogram - log_bias(sinogram, 2000.0)
+    torch.testing.assert_close(
+        known.prior, attenuation_to_hu(FilteredBackprojection(SCANNER)(corrected)), rtol=1e-4, atol=0.01
+    )
+    torch.testing.assert_close(known.fused, known.prior)
+
+
+def test_water_of_starved_rays_keeps_its_hu_where_photons_are_known():
+    clean = scan() * 0
+    x, y = (torch.from_numpy(c) for c in SCANNER.pixel_coordinates())
+    disc = (x[None] ** 2 + y[:, None] ** 2 < 140**2).float()
+    clean = FanBeamProjector(SCANNER)(hu_to_attenuation(disc * 1000 - 1000)[None, None].contiguous())
+    truth = attenuation_to_hu(FilteredBackprojection(SCANNER)(clean))
+    inside = (x[None] ** 2 + y[:, None] ** 2 < 90**2)[None, None]
+    generator = torch.Generator().manual_seed(0)
+    photons = 2000.0  # nine counts behind 28 cm of water
+    scans = [simulate_low_dose(clean, photons, generator=generator) for _ in range(24)]
+    # An ideal denoiser: the mean of many scans.
+    mean = torch.stack(scans).mean(0)
+    network = restorer(projection=nn.Identity(), refiner=Unchanged())
+    biased = (network.restore(mean).prior - truth)[inside].mean()
+    corrected = (network.restore(mean, None, photons).prior - truth)[inside].mean()
+    assert biased > 8
+    assert abs(corrected) < biased / 8
 
 
 def test_the_same_sinogram_gives_the_same_image():

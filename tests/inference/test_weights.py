@@ -71,3 +71,16 @@ def test_keys_and_shapes_that_do_not_fit_are_named_and_nothing_is_loaded(tmp_pat
     for part in ("missing: fusion.noise_25", "unexpected: stray", "refiner.layer.weight ((2,), expected (1, 1, 3, 3))"):
         assert part in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_weights_of_a_diverged_training_are_refused(tmp_path):
+    weights = other_weights()
+    weights["refiner.layer.weight"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite: refiner.layer.weight"):
+        load_weights(restorer(), saved(tmp_path / "model.pt", weights))
+
+
+def test_an_uncalibrated_fusion_may_be_loaded(tmp_path):
+    weights = other_weights()
+    weights["fusion.noise_25"] = torch.tensor(float("nan"))
+    assert load_weights(restorer(), saved(tmp_path / "model.pt", weights)).fusion.noise_25.isnan()

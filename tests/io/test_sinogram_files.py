@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.io import read_sinogram, write_sinogram
+from bundle.io import read_scan_noise, read_sinogram, write_sinogram
 
 
 @pytest.fixture
@@ -41,6 +41,11 @@ def test_single_sinogram_becomes_a_stack_of_one(sinogram, geometry, tmp_path):
         ({"geometry": "a flat one"}, "field geometry"),
         ({"geometry": json.dumps({"num_views": 12})}, "field geometry.*lacks"),
         ({"geometry": np.zeros(3)}, "field geometry"),
+        ({"photons": 0.0}, "field photons: expected incident photons a ray, above 0, got 0.0"),
+        ({"photons": np.nan}, "field photons.*nan"),
+        ({"photons": np.ones(12)}, r"field photons: expected one number, got shape \(12,\)"),
+        ({"photons": "many"}, "field photons: expected one number"),
+        ({"electronic_variance": -1}, "field electronic_variance.*got -1.0"),
     ],
 )
 def test_field_that_cannot_be_used_is_named(change, message, geometry, tmp_path):
@@ -48,6 +53,21 @@ def test_field_that_cannot_be_used_is_named(change, message, geometry, tmp_path)
     np.savez(tmp_path / "scan.npz", **{name: value for name, value in fields.items() if value is not None})
     with pytest.raises(ValueError, match=f"scan.npz.*{message}"):
         read_sinogram(tmp_path / "scan.npz")
+
+
+def test_what_is_known_of_the_noise_reads_back_the_same(sinogram, geometry, tmp_path):
+    path = write_sinogram(tmp_path / "scan.npz", sinogram, geometry, photons=37500.0, electronic_variance=0.0)
+    assert read_scan_noise(path) == (37500.0, 0.0)
+    assert torch.equal(read_sinogram(path)[0], sinogram)
+
+
+def test_noise_that_nobody_knows_is_none(sinogram, geometry, tmp_path):
+    assert read_scan_noise(write_sinogram(tmp_path / "scan.npz", sinogram, geometry)) == (None, None)
+
+
+def test_whole_photon_numbers_of_other_writers_are_read(geometry, tmp_path):
+    np.savez(tmp_path / "scan.npz", sinogram=np.zeros((12, 16)), geometry=geometry.to_json(), photons=np.array([90000]))
+    assert read_scan_noise(tmp_path / "scan.npz").photons == 90000.0
 
 
 def test_pickles_are_never_run(geometry, tmp_path):
@@ -95,6 +115,10 @@ def test_write_refuses_what_does_not_fit(sinogram, geometry, tmp_path):
         write_sinogram(tmp_path / "scan.npz", sinogram[..., 1:], geometry)
     with pytest.raises(ValueError, match="NaN"):
         write_sinogram(tmp_path / "scan.npz", sinogram / 0, geometry)
+    with pytest.raises(ValueError, match="photons: expected"):
+        write_sinogram(tmp_path / "scan.npz", sinogram, geometry, photons=-1.0)
+    with pytest.raises(ValueError, match="electronic_variance: expected"):
+        write_sinogram(tmp_path / "scan.npz", sinogram, geometry, electronic_variance=float("nan"))
     with pytest.raises(ValueError, match=".npz"):
         write_sinogram(tmp_path / "scan.mat", sinogram, geometry)
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_
 from bundle.projection import (
     AlphaRamp,
     ContextualSubsampler,
+    FiniteLoss,
     PrepareReconstruction,
     PrepareSubPair,
     ReconstructionInferer,
@@ -131,6 +132,16 @@ def test_alpha_grows_to_its_maximum_and_goes_on_after_a_resume():
     resumed.load_state_dict({"epoch_length": 1, "max_epochs": 4, "iteration": 2})
     resumed.run([0])
     assert alphas[4:] == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), torch.tensor([1.0, float("inf")])])
+def test_a_loss_that_is_no_number_stops_the_training(loss):
+    losses = iter([1.0, torch.tensor([0.5, 0.25]), loss, 1.0])
+    engine = Engine(lambda engine, batch: {"loss": next(losses)})
+    FiniteLoss().attach(engine)
+    with pytest.raises(ValueError, match=r"step 3 \(epoch 2\): lower learning_rate"):
+        engine.run([0, 1], max_epochs=2)
+    assert next(losses) == 1.0
 
 
 def test_a_validation_image_is_the_reconstruction_of_the_denoised_sinogram():

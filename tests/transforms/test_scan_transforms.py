@@ -19,6 +19,7 @@ from bundle.physics import (
     attenuation_to_hu,
     hu_to_attenuation,
     line_integral_variance,
+    log_bias,
     simulate_low_dose,
     thin_line_integrals,
 )
@@ -27,10 +28,12 @@ from bundle.transforms import (
     RandMixd,
     RandThinCountsd,
     ReconstructPaird,
+    RemovedNoised,
     SimulateScand,
     ThinCountsd,
     TissueWeightd,
     noise_seed,
+    removed_noise,
     tissue_weight,
     training_slices,
 )
@@ -317,3 +320,37 @@ def test_a_mix_lies_between_the_noisy_image_and_its_prior():
     assert ((values >= 0) & (values <= 10)).all()
     assert 0.2 < (values == 0).float().mean() < 0.4
     assert "input_prior" not in mixed[0] and fbp.min() == 10
+
+
+def test_the_two_parts_of_a_scan_know_their_photons():
+    noisy = 0.5 * torch.rand(1, 8, 8)
+    item = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.3, 0.3))({"sinogram": noisy, "name": "one", "slice": 0})
+    assert item["input_photons"] == pytest.approx(750)
+    assert item["input_photons"] + item["target_photons"] == pytest.approx(2500)
+
+
+def test_known_photons_take_the_bias_of_the_logarithm_out_of_image_and_prior(geometry):
+    noisy = 3 + 0.1 * torch.rand(1, *geometry.sinogram_shape)
+    item = {"sinogram": noisy, "geometry": geometry.to_json(), "incident_photons": 400.0}
+    raw = ReconstructPaird(nn.Identity())(item)
+    corrected = ReconstructPaird(nn.Identity(), electronic_variance=10.0)(item)
+    bias = log_bias(noisy, 400.0, electronic_variance=10.0)
+    expected = FilteredBackprojection(geometry)((noisy - bias)[None])[0]
+    torch.testing.assert_close(corrected["prior"], attenuation_to_hu(expected), rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(corrected["fbp"], corrected["prior"])
+    assert not torch.equal(raw["fbp"], corrected["fbp"])
+    del item["incident_photons"]
+    torch.testing.assert_close(ReconstructPaird(nn.Identity(), electronic_variance=10.0)(item)["fbp"], raw["fbp"])
+
+
+def test_removed_noise_is_the_local_size_of_the_difference():
+    prior = torch.randn(1, 2, 16, 16)
+    torch.testing.assert_close(removed_noise(prior + 3, prior), torch.full_like(prior, 3.0))
+    item = RemovedNoised()({"fbp": prior - 2, "prior": prior})
+    torch.testing.assert_close(item["noise"], torch.full_like(prior, 2.0))
+
+
+@pytest.mark.parametrize("arguments", [{"electronic_variance": -1.0}, {"input_prior_key": "input_prior"}])
+def test_a_pair_that_cannot_be_is_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        ReconstructPaird(nn.Identity(), **arguments)
