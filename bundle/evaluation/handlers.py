@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,8 @@ from torch import Tensor
 from bundle.io import ScanFrame, write_nifti
 from bundle.physics import FanBeamGeometry
 
-from .metrics import WINDOWS, Row, checked_windows, mean_and_std, score_stages
+from .alarms import LIMITS, check_restoration
+from .metrics import MASKS, WINDOWS, Row, checked_windows, mean_and_std, score_stages
 from .panel import save_panel
 from .reports import refuse_existing, table, write_csv, write_json
 
@@ -26,7 +29,9 @@ from .reports import refuse_existing, table, write_csv, write_json
 STAGES = ("fbp", "prior", "fused", "restored")
 
 #: What a row of :class:`DoseReport` begins with; the rest are metrics.
-ROW_HEAD = ("case", "patient", "dose", "stage", "n")
+ROW_HEAD = ("case", "patient", "dose", "stage", "n", "windows")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class RestoredCase:
         reference: ``(S, H, W)``, or None for a measured scan.
         scan: frame for writing back: that of the file, or the geometry where the file has none; None where unknown.
         seconds: of every stage, over the whole stack; empty where the inferer does not count them.
+        sinogram: line integrals ``(S, V, D)``; None where the batch holds none.
+        geometry: of the scan, likewise.
+        incident_photons: a ray, of this scan; None where unknown.
     """
 
     name: str
@@ -50,6 +58,9 @@ class RestoredCase:
     reference: Tensor | None
     scan: ScanFrame | FanBeamGeometry | None
     seconds: dict[str, float]
+    sinogram: Tensor | None = None
+    geometry: FanBeamGeometry | None = None
+    incident_photons: float | None = None
 
     @property
     def num_slices(self) -> int:
@@ -121,7 +132,9 @@ class RestorationWriter(_CaseHandler):
     For every case ``<name>_restored.nii.gz`` (HU, in the frame of the scan) and ``<name>_panel.png``; at the end
     ``metrics.json``, and a table on the screen. ``metrics.json`` holds, by stage, the mean over the cases of each
     metric (see :func:`~bundle.evaluation.score_slices`; ``psnr`` and ``ssim`` are those of ``window``), ``seconds`` a
-    slice by stage, ``window``, ``windows``, ``dose``, ``n``, and ``cases`` with the rows of every slice.
+    slice by stage, ``window``, ``windows``, ``masks``, ``dose``, ``n``, ``alarm_limits``, and ``cases`` with the rows
+    of every slice and ``alarms``: why a case should not be trusted (see :func:`~bundle.evaluation.check_restoration`).
+    The log has the alarms, too.
 
     Args:
         output_dir: folder, made when missing.
@@ -160,6 +173,13 @@ class RestorationWriter(_CaseHandler):
 
     def _case(self, case: RestoredCase) -> None:
         scores = score_stages(case.stages, case.reference, self.windows)
+        alarms = check_restoration(
+            case.stages["fbp"], case.stages["restored"], case.sinogram, case.incident_photons, case.geometry
+        )
+        for alarm in alarms:
+            _log.warning(
+                "case %s, %d of %d slices: %s (%s)", case.name, len(alarm.slices), alarm.n, alarm.text, alarm.name
+            )
         nifti, panel = self._files(case.name)
         # Both are checked before the first is written.
         refuse_existing([nifti, panel], self.overwrite)
@@ -182,6 +202,7 @@ class RestorationWriter(_CaseHandler):
                 "dose": case.dose,
                 "n": case.num_slices,
                 "seconds": case.seconds,
+                "alarms": [dataclasses.asdict(alarm) for alarm in alarms],
                 "stages": scores,
             }
         )
@@ -203,6 +224,8 @@ class RestorationWriter(_CaseHandler):
             "seconds_per": "slice",
             "window": self.window,
             "windows": self.windows,
+            "masks": dict(MASKS),
+            "alarm_limits": dict(LIMITS),
             "dose": doses[0] if len(doses) == 1 else doses or None,
             "n": {"cases": len(self._cases), "slices": num_slices},
             "cases": self._cases,
@@ -236,10 +259,10 @@ class RestorationWriter(_CaseHandler):
 class DoseReport(_CaseHandler):
     """Measure every stage for every case and dose, and write it as table.
 
-    ``metrics.csv``: one row a case, dose and stage: ``case, patient, dose, stage, n`` (slices), then each metric's mean
-    over the slices. ``metrics.json``: ``rows`` (the same), ``summary`` (by dose, then stage: mean and std over
-    patients of each metric, a patient's value being the mean over their cases; ``n`` patients), ``window``,
-    ``windows``. Both are written at the end, so a run that fails leaves neither.
+    ``metrics.csv``: one row a case, dose and stage: ``case, patient, dose, stage, n`` (slices) and ``windows`` (with
+    their ranges), then each metric's mean over the slices. ``metrics.json``: ``rows`` (the same), ``summary`` (by dose,
+    then stage: mean and std over patients of each metric, a patient's value being the mean over their cases; ``n``
+    patients), ``window``, ``windows``, ``masks``. Both are written at the end, so a run that fails leaves neither.
 
     Args:
         output_dir: folder, made when missing.
@@ -270,8 +293,9 @@ class DoseReport(_CaseHandler):
     def _case(self, case: RestoredCase) -> None:
         if case.reference is None or case.dose is None:
             raise ValueError(f"case {case.name!r} must have a reference and a dose to be measured by")
+        windows = "; ".join(f"{name} [{low:g}, {high:g}] HU" for name, (low, high) in self.windows.items())
         for stage, scores in score_stages(case.stages, case.reference, self.windows).items():
-            head = zip(ROW_HEAD, (case.name, case.patient, case.dose, stage, scores["n"]))
+            head = zip(ROW_HEAD, (case.name, case.patient, case.dose, stage, scores["n"], windows))
             self._rows.append({**dict(head), **scores["mean"]})
 
     def _finish(self) -> None:
@@ -279,6 +303,7 @@ class DoseReport(_CaseHandler):
         csv_path, json_path = self._outputs([])
         refuse_existing([csv_path, json_path], self.overwrite)
         content = {"rows": self._rows, "summary": summary, "window": self.window, "windows": self.windows}
+        content["masks"] = dict(MASKS)
         write_csv(csv_path, self._rows, self.overwrite)
         write_json(json_path, content, self.overwrite)
         columns = ["rmse_hu", f"psnr_{self.window}", f"ssim_{self.window}", "hu_bias", "noise_hu"]
@@ -326,7 +351,8 @@ def restored_cases(engine: Engine) -> Iterator[RestoredCase]:
                 f"the prediction must be {len(STAGES)} stages of slices, (4, S, H, W), got {tuple(prediction.shape)}"
             )
         reference = result.get(CommonKeys.LABEL)
-        dose = item.get("dose")
+        dose, photons, sinogram = (item.get(key) for key in ("dose", "incident_photons", "sinogram"))
+        geometry = item.get("geometry")
         yield RestoredCase(
             name=str(item["name"]),
             patient=str(item.get("patient") or item["name"]),
@@ -335,6 +361,9 @@ def restored_cases(engine: Engine) -> Iterator[RestoredCase]:
             reference=None if reference is None else reference.reshape(prediction.shape[1:]),
             scan=_frame(item),
             seconds=dict(getattr(getattr(engine, "inferer", None), "seconds", {})),
+            sinogram=sinogram.reshape(-1, *sinogram.shape[-2:]) if isinstance(sinogram, Tensor) else None,
+            geometry=FanBeamGeometry.from_json(geometry) if isinstance(geometry, str) else geometry,
+            incident_photons=None if photons is None else float(photons),
         )
 
 
