@@ -12,22 +12,31 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 TRAIN = ("train_projection.json", "train_autoencoder.json", "train_diffusion.json")
 INFER = ("inference.json", "evaluate.json")
-#: Overrides: each with the configs that it is made for.
+#: Trained for comparison only.
+PEERS = ("train_noise2inverse.json",)
+#: Overrides, each with what it is made for: a config, and the overrides that come before it.
 OVERRIDES = {
-    path.name: TRAIN[1:] if path.name == "cross_fit.json" else TRAIN
-    for path in sorted(CONFIGS.glob("*.json"))
-    if path.name not in (*TRAIN, *INFER, "metadata.json")
+    "smoke.json": [(name,) for name in (*TRAIN, *PEERS)],
+    "cross_fit.json": [(name,) for name in TRAIN[1:]],
+    "supervised.json": [(name, "cross_fit.json") for name in TRAIN[1:]],
+    "neighbor2neighbor.json": [TRAIN[:1]],
 }
 REFERENCE = re.compile(r"[@%]([A-Za-z_][\w#:]*)")
+
+
+def whole_configs() -> list[str]:
+    """Every config that runs by itself."""
+    names = sorted(path.name for path in CONFIGS.glob("*.json"))
+    return [name for name in names if "run" in read(name)]
 
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((CONFIGS / name).read_text(encoding="utf-8"))
 
 
-def merged(name: str, override: str) -> dict[str, Any]:
-    """The config under an override that names only keys of the top level."""
-    return {**read(name), **read(override)}
+def merged(*names: str) -> dict[str, Any]:
+    """A config under overrides that name only keys of the top level."""
+    return {key: value for name in names for key, value in read(name).items()}
 
 
 def strings(block: Any) -> Iterator[str]:

@@ -9,10 +9,24 @@ from pydoc import locate
 import pytest
 from monai.bundle import ComponentLocator
 
-from .files import INFER, OVERRIDES, REFERENCE, TRAIN, merged, read, references, strings, targets, without_comments
+from .files import (
+    CONFIGS,
+    INFER,
+    OVERRIDES,
+    PEERS,
+    REFERENCE,
+    TRAIN,
+    merged,
+    read,
+    references,
+    strings,
+    targets,
+    whole_configs,
+    without_comments,
+)
 
-WHOLE = (*TRAIN, *INFER)
-UNDER_OVERRIDE = [(name, override) for override, names in OVERRIDES.items() for name in names]
+WHOLE = whole_configs()
+UNDER_OVERRIDE = [(below, override) for override, uses in OVERRIDES.items() for below in uses]
 
 #: Read by MONAI itself, from outside the config.
 ENTRY_POINTS = {"imports", "bundle_root", "dataset_dir", "output_dir", "initialize", "run", "train", "validate"}
@@ -64,9 +78,9 @@ def test_every_reference_leads_somewhere(name):
             block = block[part]
 
 
-@pytest.mark.parametrize(("name", "override"), UNDER_OVERRIDE)
-def test_every_reference_leads_somewhere_under_an_override(name, override):
-    config = merged(name, override)
+@pytest.mark.parametrize(("below", "override"), UNDER_OVERRIDE)
+def test_every_reference_leads_somewhere_under_an_override(below, override):
+    config = merged(*below, override)
     assert {re.split("#|::", reference)[0] for reference in references(config)} <= set(config)
 
 
@@ -77,9 +91,9 @@ def test_every_key_is_used(name):
     assert {key for key in config if not key.startswith("_")} - used - ENTRY_POINTS == set()
 
 
-@pytest.mark.parametrize(("name", "override"), UNDER_OVERRIDE)
-def test_an_override_brings_no_key_that_nothing_reads(name, override):
-    used = {re.split("#|::", reference)[0] for reference in references(merged(name, override))}
+@pytest.mark.parametrize(("below", "override"), UNDER_OVERRIDE)
+def test_an_override_brings_no_key_that_nothing_reads(below, override):
+    used = {re.split("#|::", reference)[0] for reference in references(merged(*below, override))}
     assert {key for key in read(override) if not key.startswith("_")} - used - ENTRY_POINTS == set()
 
 
@@ -90,7 +104,24 @@ def test_every_expression_is_python(name):
             ast.parse(REFERENCE.sub("reference", text[1:]))
 
 
-@pytest.mark.parametrize("names", [TRAIN, INFER], ids=["train", "infer"])
+def test_every_config_is_known_to_these_tests():
+    assert {path.name for path in CONFIGS.glob("*.json")} == {*WHOLE, *OVERRIDES, "metadata.json"}
+    assert set(WHOLE) >= {*TRAIN, *INFER, *PEERS}
+
+
+def test_neighbor2neighbor_differs_from_stage_one_by_the_mask_alone():
+    without_mask = {**read("train_projection.json")["loss"], "tau": None}
+    assert without_comments(read("neighbor2neighbor.json")["loss"]) == without_comments(without_mask)
+
+
+def test_the_supervised_twin_differs_from_the_cross_fitted_stages_by_its_target_alone():
+    twin, training = read("supervised.json"), merged("train_diffusion.json", "cross_fit.json")
+    assert {key for key in twin if not key.startswith("_")} == {"scan", "pair"}
+    assert without_comments(twin["scan"]) == {**training["scan"], "reference": True}
+    assert twin["pair"]["pair"] == training["pair"]
+
+
+@pytest.mark.parametrize("names", [(*TRAIN, *PEERS), INFER], ids=["train", "infer"])
 def test_equal_names_mean_equal_blocks_among_siblings(names):
     configs = [read(name) for name in names]
     for key in set.union(*map(set, configs)) - OWN:
