@@ -6,6 +6,14 @@ OUTPUT ?= output/demo
 DOSE ?= 0.25
 # A head where the demo's own slice is shown, an abdomen otherwise; full and chest are the others.
 WINDOW ?= $(if $(INPUT),abdomen,head)
+# For make results; docs/results/README.md says where the data come from.
+DATASET_DIR ?=
+DEVELOPMENT_DIR ?=
+DEVELOPMENT_EXCLUDE ?=
+MEASURED_DIR ?=
+TRAINED_DIR ?=
+ONLY ?=
+FRESH ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -24,12 +32,13 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help demo test check lint setup clean
+.PHONY: help demo test check lint setup clean results results-quick
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    restore a real CT slice from quarter-dose projections (INPUT=, OUTPUT=, DOSE=, WINDOW=)"
 	@echo "make test    run the tests"
+	@echo "make results measure everything anew, in hours (DATASET_DIR=, DEVELOPMENT_DIR=, ...; see docs/results)"
 	@echo "make check   style, import rules and tests: what CI runs"
 	@echo "make setup   only set up .venv for work on the project"
 	@echo "make clean   remove .venv and caches"
@@ -44,6 +53,19 @@ demo: $(READY)
 
 test: $(DEV_READY)
 	$(RUN) -m pytest
+
+RESULTS = $(RUN) scripts/make_results.py $(if $(DATASET_DIR),--dataset_dir '$(DATASET_DIR)') \
+  $(if $(DEVELOPMENT_DIR),--development_dir '$(DEVELOPMENT_DIR)') \
+  $(if $(DEVELOPMENT_EXCLUDE),--development_exclude $(DEVELOPMENT_EXCLUDE)) \
+  $(if $(MEASURED_DIR),--measured_dir '$(MEASURED_DIR)') \
+  $(if $(TRAINED_DIR),--trained_dir '$(TRAINED_DIR)') $(if $(ONLY),--only $(ONLY)) $(if $(FRESH),--fresh)
+
+# The development requirements: some comparisons need them.
+results: $(DEV_READY)
+	$(RESULTS)
+
+results-quick: $(DEV_READY)
+	$(RESULTS) --quick
 
 lint: $(DEV_READY)
 	$(RUN) -m ruff check .

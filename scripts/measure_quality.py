@@ -1,128 +1,225 @@
-"""Measure every stage and its baselines on patients that training never saw, at every dose.
+"""Measure every method on patients that training never saw, at every dose.
 
-    python scripts/measure_quality.py --dataset_dir DIR --slices 8 --output docs/results
+    python scripts/measure_quality.py --dataset_dir DIR
 
-Writes quality.csv (a row a slice stack, dose and method), quality.json and quality.md, and puts the table into
-README.md. Scanner, doses, windows and weights are those of configs/evaluate.json.
+Writes into --output: quality.csv (a row a slice, dose and method), quality.json (means over patients, and what they
+were measured with), quality.md, quality_rmse.png and quality_slice.png, and puts the short table into README.md.
+Scanner, windows and networks are those of configs/evaluate.json, the methods those of scripts/methods.py. Rows are
+kept in --store: a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(1, str(ROOT))
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from measuring import (
+    ROOT,
+    SETTINGS,
+    Stack,
+    add_arguments,
+    checksum,
+    code_checksum,
+    load_config,
+    load_stacks,
+    method_versions,
+    plain,
+    rounded,
+    say_codes,
+    settle,
+    without_root,
+)
+from methods import Method, load_methods
+from quality_report import WINDOWS, Report
+from scipy.ndimage import find_objects, label
+from tqdm import tqdm
 
-import torch  # noqa: E402
-from monai.bundle import ConfigParser  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from bundle.evaluation import (
+    RowStore,
+    insert_between_markers,
+    score_slices,
+    tissue_masks,
+    write_csv,
+    write_json,
+)
+from bundle.io import replace_when_complete
 
-from bundle.evaluation import mean_and_std, score_slices, write_csv, write_json  # noqa: E402
-from bundle.inference import load_weights  # noqa: E402
-from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu  # noqa: E402
+DOSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0)
+#: Doses of the slow methods, on one slice a patient.
+SLOW_DOSES = {"bm3d": (0.05, 0.1, 0.25), "zs_n2n": (0.1, 0.25)}
 
-METHODS = {
-    "fbp_ram-lak": "FBP, Ram-Lak",
-    "fbp_hann": "FBP, Hann",
-    "neighbor2neighbor": "Neighbor2Neighbor (stage 1 with e = 0), FBP",
-    "prior": "prior (stage 1, FBP)",
-    "fused": "fused",
-    "restored": "restored",
-}
-MARKERS = "<!-- results -->", "<!-- /results -->"
+Row = dict[str, Any]
 
 
-@torch.no_grad()
+def planned(methods: Mapping[str, Method], stacks: Sequence[Stack], args: argparse.Namespace) -> dict[tuple, list]:
+    """Methods to be measured, by stack, dose and slice; slow ones on the middle slice of each stack."""
+    plan: dict[tuple, list] = {}
+    for stack in stacks:
+        middle = stack.slices[len(stack.slices) // 2]
+        for dose in args.doses:
+            for index in stack.slices:
+                plan[stack.name, dose, index] = [
+                    method
+                    for name, method in methods.items()
+                    if method.skipped is None
+                    and (name not in SLOW_DOSES or (index == middle and dose in SLOW_DOSES[name] and not args.quick))
+                ]
+    return plan
+
+
+def row_key(case_key: Mapping[str, Any], method: Method, versions: Mapping[str, str]) -> Row:
+    """What a stored row must agree in to be taken for this measurement."""
+    return {**case_key, "method": method.name, "version": versions[method.name]}
+
+
+def measure(
+    methods: Mapping[str, Method],
+    versions: Mapping[str, str],
+    stacks: Sequence[Stack],
+    args: argparse.Namespace,
+    store: RowStore,
+    windows: Mapping[str, Sequence[float]],
+) -> list[Row]:
+    """Rows of the whole plan; those that the store lacks are measured and added to it."""
+    code, plan, rows = code_checksum(), planned(methods, stacks, args), []
+    with tqdm(total=sum(map(len, plan.values())), desc="quality", unit="image") as bar:
+        for stack, dose in product(stacks, args.doses):
+            found: dict[tuple, Row | None] = {}
+            for index in stack.slices:
+                for method in plan[stack.name, dose, index]:
+                    known = [] if args.fresh else store.rows(**row_key(stack.key(index, dose), method, versions))
+                    found[index, method.name] = known[-1] if known else None
+            bar.update(sum(row is not None for row in found.values()))
+            if None in found.values():
+                for case in stack.scanned(dose):
+                    index, masks = case.key["slice"], tissue_masks(case.reference)
+                    for method in plan[stack.name, dose, index]:
+                        if found[index, method.name] is None:
+                            bar.set_postfix_str(f"{stack.name} {dose:.0%} {method.name}")
+                            image = method.call(case.scan)
+                            (scores,) = score_slices(image[:, 0], case.reference, windows, masks)
+                            row = {**row_key(case.key, method, versions), "code": code, **scores}
+                            store.add(row)
+                            found[index, method.name] = row
+                            bar.update()
+            rows += found.values()
+    return rows
+
+
+def body_box(reference: torch.Tensor, margin: int = 6) -> tuple[slice, slice]:
+    """Rows and columns around the body of an image ``(H, W)`` in HU: the largest thing that is denser than lung."""
+    parts, count = label(reference.numpy() > -300)
+    if not count:
+        return slice(0, reference.shape[0]), slice(0, reference.shape[1])
+    # The first count is that of what lies around the parts.
+    body = find_objects(parts)[int(torch.bincount(torch.from_numpy(parts).flatten().long())[1:].argmax())]
+    rows, columns = (slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(body, reference.shape))
+    return rows, columns
+
+
+def draw_slice(
+    methods: Mapping[str, Method],
+    versions: Mapping[str, str],
+    stacks: Sequence[Stack],
+    args: argparse.Namespace,
+    windows: Mapping[str, Sequence[float]],
+) -> bool:
+    """Write quality_slice.png, one slice by every method; False where no scan may be shown.
+
+    Images are kept in --store, so that a report made again needs no method to run.
+    """
+    stack = next((stack for stack in stacks if fnmatchcase(stack.name, args.figure_case)), None)
+    if stack is None:
+        return False
+    index = stack.slices[len(stack.slices) // 2]
+    case = next(case for case in stack.scanned(args.figure_dose) if case.key["slice"] == index)
+    shown = [m for name, m in methods.items() if m.skipped is None and not (args.quick and name in SLOW_DOSES)]
+    images = {"reference": case.reference[0]}
+    for method in tqdm(shown, desc="picture", unit="image"):
+        kept = args.store / "pictures" / f"{checksum(repr(row_key(case.key, method, versions)))}.pt"
+        if args.fresh or not kept.is_file():
+            with replace_when_complete(kept, overwrite=True) as unfinished:
+                torch.save(method.call(case.scan)[0, 0].float().cpu().clone(), unfinished)
+        images[method.title] = torch.load(kept, weights_only=True)
+    low, high = windows[args.figure_window]
+    rows, columns = body_box(images["reference"])
+    across = 4
+    down = math.ceil(len(images) / across)
+    aspect = (rows.stop - rows.start) / (columns.stop - columns.start)
+    figure = Figure(figsize=(3.2 * across, (3.2 * aspect + 0.4) * down), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(down, across).flat)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes, images.items()):
+        axis.imshow(image[rows, columns].clamp(low, high).numpy(), cmap="gray", vmin=low, vmax=high)
+        error = float((image - images["reference"]).square().mean().sqrt())
+        axis.set_title(f"{title}\n" + (f"RMSE {error:.1f} HU" if title != "reference" else ""), fontsize="small")
+    figure.suptitle(
+        f"{stack.name}, slice {index}, {args.figure_dose:.0%} dose, "
+        f"window {args.figure_window} [{low:g}, {high:g}] HU, cut to the body; RMSE: whole slice; {args.figure_credit}",
+        fontsize="small",
+    )
+    with replace_when_complete(args.output / "quality_slice.png", overwrite=True) as unfinished:
+        figure.savefig(unfinished, format="png")
+    return True
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", required=True, help="CT images of patients that training never saw")
-    parser.add_argument("--slices", type=int, default=8, help="evenly spaced slices of each scan")
-    parser.add_argument("--weights", default=str(ROOT / "models" / "model.pt"))
-    parser.add_argument("--neighbor2neighbor", help="stage 1 weights trained with --loss#tau '$None'")
-    parser.add_argument("--output", default=str(ROOT / "docs" / "results"))
-    parser.add_argument("--readme", default=str(ROOT / "README.md"))
-    args = parser.parse_args()
+    add_arguments(parser, slices=3, doses=DOSES)
+    parser.add_argument("--methods", nargs="+", help="names in scripts/methods.py; default all, and only then README")
+    parser.add_argument("--figure_case", default="*lidc*", help="scan (pattern) that may be shown: an open licence")
+    parser.add_argument("--figure_credit", default="LIDC-IDRI, The Cancer Imaging Archive, CC BY 3.0")
+    parser.add_argument("--figure_dose", type=float, default=0.1)
+    parser.add_argument("--figure_window", default="abdomen", choices=WINDOWS)
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="page with the marker 'results'")
+    args = settle(parser.parse_args())
 
-    config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "evaluate.json")))
-    config.update({"dataset_dir": args.dataset_dir, "slices": args.slices, "weights": args.weights})
-    network = config.get_parsed_content("network").eval()
-    dataset, windows = config.get_parsed_content("dataset"), config.get_parsed_content("windows")
-    twin = None
-    if args.neighbor2neighbor:
-        config.ref_resolver.reset()
-        twin = load_weights(config.get_parsed_content("projection_def"), args.neighbor2neighbor).eval()
-
-    rows = []
-    for item in tqdm(dataset, desc="measure", unit="case"):
-        geometry = FanBeamGeometry.from_json(item["geometry"])
-        stacks: dict[str, list[torch.Tensor]] = {}
-        for sinogram in item["sinogram"][0, :, None].split(2):
-            result = network.restore(sinogram, geometry)._asdict()
-            result.pop("seconds")
-            result["fbp_ram-lak"] = result.pop("fbp")
-            hann = FilteredBackprojection(geometry, "hann")
-            result["fbp_hann"] = attenuation_to_hu(hann(sinogram))
-            if twin is not None:
-                ram_lak = FilteredBackprojection(geometry)
-                result["neighbor2neighbor"] = attenuation_to_hu(ram_lak(twin(sinogram)))
-            for name, image in result.items():
-                stacks.setdefault(name, []).append(image[:, 0])
-        for name in (m for m in METHODS if m in stacks):
-            scores = mean_and_std(score_slices(torch.cat(stacks[name]), item["reference"][0], windows))["mean"]
-            head = {"patient": item["patient"], "dose": item["dose"], "method": name, "n": len(item["reference"][0])}
-            rows.append({**head, **scores})
-
-    output = Path(args.output)
-    text = markdown(rows, windows)
-    write_csv(output / "quality.csv", rows, overwrite=True)
-    write_json(output / "quality.json", {"windows": windows, "rows": rows}, overwrite=True)
-    (output / "quality.md").write_text(text, encoding="utf-8")
-    put_into(Path(args.readme), text)
-    print(text)
-
-
-def markdown(rows: list[dict], windows: dict) -> str:
-    """Tables by metric: methods down, doses across, mean (and spread) over patients."""
-    doses = sorted({row["dose"] for row in rows})
-    patients = sorted({row["patient"] for row in rows})
-    slices = {row["patient"]: row["n"] for row in rows}
-    named = {"rmse_hu": "RMSE, HU (whole slice, not clipped)", "hu_bias": "HU bias in soft tissue"}
-    for window, (low, high) in windows.items():
-        if window in ("abdomen", "chest"):
-            named[f"ssim_{window}"] = f"SSIM, {window} [{low:g}, {high:g}] HU, range its width"
-    stacks = ", ".join(f"{patient}: {slices[patient]} slices" for patient in patients)
-    lines = [
-        f"{len(patients)} patients that training never saw ({stacks});",
-        "reference: Ram-Lak FBP of the noise-free line integrals; mean over patients, in brackets lowest and highest.",
-    ]
-    for metric, title in named.items():
-        lines += ["", f"**{title}**", "", "| | " + " | ".join(f"{d:.0%}" for d in doses) + " |"]
-        lines.append("|---|" + "---|" * len(doses))
-        digits = 3 if metric.startswith("ssim") else 1 if metric == "rmse_hu" else 2
-        for method, label in METHODS.items():
-            cells = []
-            for dose in doses:
-                found = [r[metric] for r in rows if r["method"] == method and r["dose"] == dose]
-                found = [value for value in found if value is not None]
-                spread = f" ({min(found):.{digits}f} to {max(found):.{digits}f})" if len(found) > 1 else ""
-                cells.append(f"{fmean(found):.{digits}f}{spread}" if found else "")
-            if any(cells):
-                lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def put_into(readme: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    page = readme.read_text(encoding="utf-8")
-    before, found, rest = page.partition(MARKERS[0])
-    _, closed, after = rest.partition(MARKERS[1])
-    if not (found and closed):
-        raise ValueError(f"{readme} must hold the markers {MARKERS[0]} and {MARKERS[1]}")
-    readme.write_text(f"{before}{MARKERS[0]}\n{text}{MARKERS[1]}{after}", encoding="utf-8")
+    config = load_config(args)
+    windows = {name: config["windows"][name] for name in WINDOWS}
+    methods = load_methods(config, args.weights, args.methods)
+    versions = method_versions(list(methods), config, args.weights)
+    stacks = load_stacks(args, config)
+    rows = measure(methods, versions, stacks, args, RowStore(args.store / "quality.jsonl"), windows)
+    report = Report(rows, methods, windows, args.doses)
+    report.plot(args.output / "quality_rmse.png")
+    figure = draw_slice(methods, versions, stacks, args, windows)
+    (args.output / "quality.md").write_text(report.page(args, figure), encoding="utf-8")
+    write_csv(args.output / "quality.csv", [plain(row) for row in rows], overwrite=True)
+    content = {
+        "methods": {
+            name: {
+                "title": m.title,
+                "group": m.group,
+                "version": versions[name],
+                "skipped": m.skipped and without_root(m.skipped),
+            }
+            for name, m in methods.items()
+        },
+        "settings": {name: config[name] for name in SETTINGS},
+        "slices": report.slices,
+        "code": sorted({row["code"] for row in rows}),
+        "summary": rounded(report.summary()),
+    }
+    write_json(args.output / "quality.json", content, overwrite=True)
+    if not args.quick and args.methods is None:
+        insert_between_markers(args.readme, "results", report.short())
+    print(f"{len(rows)} rows; written to {args.output}")
+    for line in [*report.skipped(), say_codes(rows)]:
+        if line:
+            print(line)
+    if not figure:
+        print(f"quality_slice.png: skipped, no scan is called {args.figure_case}")
 
 
 if __name__ == "__main__":

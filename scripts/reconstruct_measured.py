@@ -3,6 +3,9 @@
     python scripts/reconstruct_measured.py --sinogram htc2022_ta_full.mat --segmentation htc2022_ta_seg.mat \
         --output docs/figures/measured_ta.png --npz ta.npz
 
+With --store the figures are kept as a row named by --title, and with --page the rows of all phantoms become the table
+between the markers 'measured' of that page.
+
 The distances come from the file. What the file does not say is measured: the turning sense and the shift of the
 detector are those that give the sharpest image, and the organisers' axes are found among the eight of a square.
 """
@@ -25,6 +28,7 @@ from scipy.io import loadmat  # noqa: E402
 from skimage.filters import threshold_otsu  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from bundle.evaluation import RowStore, insert_between_markers, markdown_table  # noqa: E402
 from bundle.io import write_sinogram  # noqa: E402
 from bundle.physics import FanBeamGeometry, FilteredBackprojection  # noqa: E402
 
@@ -160,6 +164,44 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
 
 
+def compare(image: np.ndarray, mask: np.ndarray, segmentation: np.ndarray) -> dict[str, float]:
+    """Figures of an image in 1/mm and its threshold against the organisers' segmentation."""
+    inside = image[segmentation]
+    return {
+        "matthews": correlation(mask, segmentation),
+        "differing": float((mask != segmentation).mean()),
+        "pearson": correlation(image, segmentation),
+        "material": float(inside.mean()),
+        "material_std": float(inside.std()),
+        "air": float(np.median(image[~segmentation])),
+    }
+
+
+def summary(rows: list[dict]) -> str:
+    """Table of all phantoms, each by its last row."""
+    last = {row["phantom"]: row for row in rows}
+    header = [
+        "phantom",
+        "Matthews correlation of the masks",
+        "differing pixels",
+        "Pearson correlation of image and mask",
+        "material, 1/mm",
+        "detector offset, cells",
+    ]
+    cells = [
+        [
+            name,
+            f"{row['matthews']:.4f}",
+            f"{row['differing']:.3%}",
+            f"{row['pearson']:.3f}",
+            f"{row['material']:.4f} ± {row['material_std']:.4f}",
+            f"{row['detector_offset']:+.2f}",
+        ]
+        for name, row in last.items()
+    ]
+    return markdown_table(header, cells)
+
+
 def draw(path: Path, image: np.ndarray, mask: np.ndarray, segmentation: np.ndarray | None) -> None:
     """PNG: reconstruction, its threshold, and the organisers' segmentation with the pixels that differ in red."""
     matplotlib.use("agg")
@@ -191,8 +233,15 @@ def main() -> None:
     parser.add_argument("--segmentation", type=Path, help="*_seg.mat of the same object")
     parser.add_argument("--output", type=Path, help="picture to write (PNG)")
     parser.add_argument("--npz", type=Path, help="write the sinogram as inference reads it")
+    parser.add_argument("--title", help="what the phantom is called in the table; default: the file's name")
+    parser.add_argument("--store", type=Path, help="file of rows (*.jsonl) to add the figures to; needs --segmentation")
+    parser.add_argument("--page", type=Path, help="page to put the table of all rows into; needs --store")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    if (arguments.store and not arguments.segmentation) or (arguments.page and not arguments.store):
+        parser.error(
+            "--page needs --store, and --store needs --segmentation: there is nothing to compare with otherwise"
+        )
     torch.set_num_threads(arguments.threads)
     try:
         line_integrals, geometry = read_measurement(arguments.sinogram)
@@ -214,13 +263,18 @@ def main() -> None:
         image, symmetry = in_axes_of(image, segmentation)
     mask = image > threshold_otsu(image)
     if segmentation is not None:
-        inside = image[segmentation]
+        row = compare(image, mask, segmentation) | {"detector_offset": offset}
         print(f"organisers' axes: {symmetry}")
-        print(f"attenuation in the segmented material: {inside.mean():.4f} +- {inside.std():.4f} 1/mm")
-        print(f"air in the picture: {np.median(image[~segmentation]):.4f} 1/mm")
-        print(f"Pearson correlation of image and segmentation: {correlation(image, segmentation):.4f}")
-        print(f"Matthews correlation of threshold and segmentation: {correlation(mask, segmentation):.4f}")
-        print(f"differing pixels: {(mask != segmentation).mean():.3%}")
+        print(f"attenuation in the segmented material: {row['material']:.4f} +- {row['material_std']:.4f} 1/mm")
+        print(f"air in the picture: {row['air']:.4f} 1/mm")
+        print(f"Pearson correlation of image and segmentation: {row['pearson']:.4f}")
+        print(f"Matthews correlation of threshold and segmentation: {row['matthews']:.4f}")
+        print(f"differing pixels: {row['differing']:.3%}")
+        if arguments.store:
+            store = RowStore(arguments.store)
+            store.add({"phantom": arguments.title or arguments.sinogram.stem, **row})
+            if arguments.page:
+                insert_between_markers(arguments.page, "measured", summary(store.rows()))
     if arguments.output:
         draw(arguments.output, image, mask, segmentation)
 

@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import fmean
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 ROOT = Path(__file__).resolve().parents[1]
-MARKERS = "<!-- training -->", "<!-- /training -->"
+sys.path.insert(1, str(ROOT))
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+
+from bundle.evaluation import insert_between_markers  # noqa: E402
 
 
 def main() -> None:
@@ -35,13 +38,8 @@ def main() -> None:
         minutes = (loss[-1].wall_time - loss[0].wall_time) / 60
         measured = ", ".join(f"{event.value:.1f} ({event.step})" for event in validation)
         lines.append(f"| {name} | {loss[-1].step} | {minutes:.0f} | {first:.3f} | {last:.3f} | {measured} |")
-    page = Path(args.page)
-    before, opened, rest = page.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, closed, after = rest.partition(MARKERS[1])
-    if not (opened and closed):
-        raise ValueError(f"{page} must hold the markers {MARKERS[0]} and {MARKERS[1]}")
     text = "\n".join(lines)
-    page.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}", encoding="utf-8")
+    insert_between_markers(args.page, "training", text)
     print(text)
 
 

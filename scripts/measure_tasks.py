@@ -1,0 +1,564 @@
+"""Measure on phantoms, against the noise-free truth: errors, detectability, sharpness, noise texture, HU.
+
+    python scripts/measure_tasks.py
+
+Writes into --output: tasks.csv (errors of every scan), tasks.json (all figures), tasks.md, and four pictures, and puts
+the tables into docs/tasks.md. Scanner, noise, windows and networks are those of configs/evaluate.json, the methods
+those of scripts/methods.py. Rows are kept in --store: a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from measuring import ROOT, SLOW, code_checksum, plain, rounded, say_codes
+from methods import METHODS, Method
+from phantom_scans import Bench, Kept, Row, add_arguments, method_key
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.evaluation import (
+    TISSUES,
+    RowStore,
+    auc_difference,
+    hotelling_auc,
+    insert_between_markers,
+    markdown_table,
+    noise_power_spectrum,
+    score_slices,
+    spread,
+    task_transfer,
+    tissue_masks,
+    write_csv,
+    write_json,
+)
+from bundle.io import replace_when_complete
+from bundle.physics import (
+    FilteredBackprojection,
+    Phantom,
+    abdomen_phantom,
+    attenuation_to_hu,
+    chest_phantom,
+    insert_phantom,
+    low_contrast_phantom,
+    rod_places,
+)
+
+DOSES = (0.05, 0.1, 0.25, 1.0)
+#: Doses that the slow methods are measured at, on one noise realisation.
+SLOW_DOSES = (0.1, 0.25)
+TASK_DOSES = (0.1, 0.25)
+TRANSFER_DOSE = 0.25
+#: Methods of the tasks, which need hundreds of scans: ours, and the peers that take little time.
+TASK_METHODS = ("fbp_ram-lak", "fbp_hann", "nlm", "tv", "prior", "fused", "restored")
+BASELINE, OURS, NOISE_FREE = "fbp_ram-lak", "restored", "noise_free"
+
+#: Middle of the image that the disc phantoms of 200 mm are seen on, and cells that see all of the disc.
+SIZE, CELLS = 256, 224
+#: Sides of the regions that the observer is shown, and that noise power is measured on, pixels.
+REGION, NOISE_REGION = 29, 64
+SCANS_AT_ONCE = 5
+
+BODIES: dict[str, Callable[[int], Phantom]] = {"abdomen": abdomen_phantom, "chest": chest_phantom}
+PICTURE_DOSE = 0.25
+
+
+# Anatomy-like phantoms: errors -------------------------------------------------------------------------------------
+
+
+def measure_anatomy(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
+    """A row a phantom, dose, noise realisation and method."""
+    plan = list(product(args.bodies, args.doses, range(args.seeds)))
+    methods = bench.usable()
+    code, rows = code_checksum(), []
+    with tqdm(total=len(plan), desc="anatomy", unit="scan") as bar:
+        for (body, seed), group in _grouped(plan):
+            phantom = BODIES[body](seed)
+            setting = bench.setting(phantom)
+            made: list[Any] = []
+            for dose, noise in group:
+                key = {"part": "anatomy", "phantom": phantom.name, "dose": dose, "noise": noise, "setting": setting}
+                found = {
+                    name: kept.find({**key, **method_key(method)})
+                    for name, method in methods.items()
+                    if name not in SLOW or (dose in SLOW_DOSES and noise == 0 and not args.quick)
+                }
+                if not all(found.values()):
+                    made = made or _truth(bench, phantom)
+                    clean, truth, masks = made
+                    scan = bench.scan(phantom.name, clean, bench.geometry, dose, [noise])
+                    for name in (n for n, known in found.items() if not known):
+                        bar.set_postfix_str(f"{phantom.name} {dose:.0%} {name}")
+                        start = time.perf_counter()
+                        image = methods[name].call(scan)
+                        seconds = time.perf_counter() - start
+                        (scores,) = score_slices(image[:, 0], truth, bench.windows, masks)
+                        row = {**key, **method_key(methods[name]), "seconds": seconds, **scores, "code": code}
+                        found[name] = [kept.add(row)]
+                rows += [known[-1] for known in found.values()]
+                bar.update()
+            # What a scan without noise leaves: the price of resolution, which every method pays.
+            key = {"part": "anatomy", "phantom": phantom.name, "method": NOISE_FREE, "setting": setting}
+            if not kept.find(key):
+                clean, truth, masks = made or _truth(bench, phantom)
+                image = attenuation_to_hu(FilteredBackprojection(bench.geometry)(clean), bench.mu_water)
+                (scores,) = score_slices(image[:, 0], truth, bench.windows, masks)
+                kept.add({**key, "weights": None, "dose": None, "noise": None, **scores, "code": code})
+            rows.append(kept.find(key)[-1])
+    return rows
+
+
+def _grouped(plan: Sequence[tuple]) -> list[tuple[tuple, list[tuple]]]:
+    groups: dict[tuple, list[tuple]] = {}
+    for body, dose, noise in plan:
+        groups.setdefault(body, []).append((dose, noise))
+    return list(groups.items())
+
+
+def _truth(bench: Bench, phantom: Phantom) -> list[Any]:
+    truth = phantom.image_hu(bench.geometry)[0]
+    return [bench.line_integrals(phantom, bench.geometry), truth, tissue_masks(truth)]
+
+
+# Low-contrast rods: detectability and noise power --------------------------------------------------------------------
+
+
+def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
+    """A row a dose, method and rod (``part`` rods), and a row a dose and method (``part`` noise)."""
+    phantom, rows, code = low_contrast_phantom(), [], code_checksum()
+    geometry = bench.zoomed(SIZE, CELLS)
+    names = [e.name for e in phantom.ellipses if e.name.startswith("rod")]
+    names = list(dict.fromkeys(names))
+    places = rod_places(len(names))
+    setting = bench.setting(phantom, geometry, args.realisations, REGION, NOISE_REGION)
+    methods = bench.usable(args.task_methods)
+    with tqdm(total=len(args.task_doses) * args.realisations, desc="rods", unit="scan") as bar:
+        clean = None
+        for dose in args.task_doses:
+            key = {"dose": dose, "setting": setting}
+            found = {
+                name: {
+                    **{rod: kept.find({"part": "rods", "rod": rod, **key, **method_key(m)}) for rod in names},
+                    "noise": kept.find({"part": "noise", **key, **method_key(m)}),
+                }
+                for name, m in methods.items()
+            }
+            lacking = [name for name, known in found.items() if not all(known.values())]
+            if lacking:
+                clean = bench.line_integrals(phantom, geometry) if clean is None else clean
+                # All others are compared with the baseline on the same noise, so it is always in the run.
+                running = [name for name in methods if name in lacking or name == BASELINE]
+                taken: dict[str, list[Any]] = {name: [] for name in running}
+                for first in range(0, args.realisations, SCANS_AT_ONCE):
+                    seeds = range(first, min(first + SCANS_AT_ONCE, args.realisations))
+                    scan = bench.scan(phantom.name, clean, geometry, dose, seeds)
+                    for name in running:
+                        image = methods[name].call(scan)[:, 0]
+                        taken[name].append(_regions(image, geometry.pixel_size, places))
+                    bar.update(len(seeds))
+                judged: dict[str, Any] = {}
+                for name in sorted(running, key=lambda n: n != BASELINE):
+                    present, absent, middle = (torch.cat(parts) for parts in zip(*taken[name]))
+                    judged[name] = observed = _observe(present, absent, names)
+                    if name not in lacking:
+                        continue
+                    for rod, result in observed.items():
+                        row = {"part": "rods", "rod": rod, **key, **method_key(methods[name]), **_told(result)}
+                        if BASELINE in judged:
+                            paired = auc_difference(result, judged[BASELINE][rod])
+                            row |= {"gain": paired.difference, "gain_low": paired.low, "gain_high": paired.high}
+                        found[name][rod] = [kept.add({**row, "code": code})]
+                    power = noise_power_spectrum(middle, geometry.pixel_size).row()
+                    del power["power"]
+                    row = {"part": "noise", **key, **method_key(methods[name]), **power, "code": code}
+                    found[name]["noise"] = [kept.add(row)]
+            else:
+                bar.update(args.realisations)
+            rows += [known[-1] for by_part in found.values() for known in by_part.values()]
+    return rows
+
+
+def _regions(images: Tensor, pixel: float, places: tuple[list, list]) -> tuple[Tensor, Tensor, Tensor]:
+    """Regions around the places with and without rods, ``(N, P, h, w)`` each, and the middle, ``(N, h, w)``."""
+    present, absent = (torch.stack([_around(images, x, y, pixel) for x, y in side], 1) for side in places)
+    first = (images.shape[-1] - NOISE_REGION) // 2
+    middle = slice(first, first + NOISE_REGION)
+    return present.clone(), absent.clone(), images[:, middle, middle].clone()
+
+
+def _around(images: Tensor, x: float, y: float, pixel: float) -> Tensor:
+    column, row = (
+        round(c / pixel + (n - 1) / 2) - REGION // 2 for c, n in ((x, images.shape[-1]), (y, images.shape[-2]))
+    )
+    return images[:, row : row + REGION, column : column + REGION]
+
+
+def _observe(present: Tensor, absent: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Detectability by rod: its copies in every realisation against all places without one."""
+    result = {}
+    background = absent.flatten(0, 1)
+    for k, name in enumerate(names):
+        result[name] = hotelling_auc(present[:, k :: len(names)].flatten(0, 1), background)
+    return result
+
+
+def _told(result: Any) -> Row:
+    row = result.row()
+    del row["placements"]
+    return row
+
+
+# High-contrast inserts: task transfer ---------------------------------------------------------------------------------
+
+
+def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
+    """A row a method and insert."""
+    phantom, code = insert_phantom(), code_checksum()
+    geometry = bench.zoomed(SIZE, CELLS)
+    inserts = [e for e in phantom.ellipses if e.name.startswith("insert")]
+    key = {"part": "inserts", "dose": TRANSFER_DOSE, "setting": bench.setting(phantom, geometry, args.averaged)}
+    methods = bench.usable(args.task_methods)
+    found = {
+        name: {e.name: kept.find({**key, "insert": e.name, **method_key(m)}) for e in inserts}
+        for name, m in methods.items()
+    }
+    lacking = [name for name, known in found.items() if not all(known.values())]
+    with tqdm(total=args.averaged, desc="inserts", unit="scan") as bar:
+        if lacking:
+            clean = bench.line_integrals(phantom, geometry)
+            images: dict[str, list[Tensor]] = {name: [] for name in lacking}
+            for first in range(0, args.averaged, SCANS_AT_ONCE):
+                seeds = range(first, min(first + SCANS_AT_ONCE, args.averaged))
+                scan = bench.scan(phantom.name, clean, geometry, TRANSFER_DOSE, seeds)
+                for name in lacking:
+                    images[name].append(methods[name].call(scan)[:, 0].clone())
+                bar.update(len(seeds))
+            for name, e in product(lacking, inserts):
+                center = tuple(c / geometry.pixel_size + (SIZE - 1) / 2 for c in (e.y, e.x))
+                result = task_transfer(torch.cat(images[name]), geometry.pixel_size, center, e.half_x).row()
+                row = {**key, "insert": e.name, **method_key(methods[name]), **result, "code": code}
+                found[name][e.name] = [kept.add(row)]
+        else:
+            bar.update(args.averaged)
+    return [known[-1] for by_insert in found.values() for known in by_insert.values()]
+
+
+# Report --------------------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """Tables and pictures of all rows."""
+
+    def __init__(self, rows: Sequence[Row], bench: Bench) -> None:
+        self.rows, self.bench, self.methods = rows, bench, bench.methods
+
+    def of(self, part: str, **key: Any) -> list[Row]:
+        """Rows of a part that hold these values."""
+        return [r for r in self.rows if r["part"] == part and all(r.get(name) == v for name, v in key.items())]
+
+    def title(self, name: str) -> str:
+        return "FBP, Ram-Lak, without any noise" if name == NOISE_FREE else self.methods[name].title
+
+    def measured(self, part: str) -> list[str]:
+        """Methods in the order of scripts/methods.py."""
+        return [name for name in (*METHODS, NOISE_FREE) if self.of(part, method=name)]
+
+    def doses(self, part: str) -> list[float]:
+        return sorted({row["dose"] for row in self.of(part) if row["dose"] is not None})
+
+    def page(self, folder: str) -> str:
+        """All tables, pictures looked for in `folder`."""
+        return "\n".join([*self.anatomy(folder), *self.detectability(folder), *self.transfer(), *self.noise(folder)])
+
+    def anatomy(self, folder: str) -> list[str]:
+        rows, windows = self.of("anatomy"), self.bench.windows
+        if not rows:
+            return []
+        phantoms = sorted({row["phantom"] for row in rows})
+        noises = len({row["noise"] for row in rows if row["noise"] is not None})
+        size = self.bench.geometry.image_shape
+        lines = [
+            "## Errors on anatomy-like phantoms",
+            "",
+            f"n = {len(phantoms) * noises} scans a dose: {', '.join(phantoms)}, {noises} noise realisation(s) each, "
+            f"{size[0]} x {size[1]} pixels; {self.bench.scanner()}. "
+            "Truth: the phantom itself, its mean over every pixel. Mean over phantoms and realisations, in brackets "
+            "lowest and highest.",
+        ]
+        columns = {"rmse_hu": ("RMSE, HU; whole slice, not clipped", 1)}
+        for window in ("abdomen", "chest"):
+            low, high = windows[window]
+            columns[f"ssim_{window}"] = (
+                f"SSIM, window {window} [{low:g}, {high:g}] HU, range its width; whole slice",
+                3,
+            )
+            columns[f"psnr_{window}"] = (f"PSNR, dB, window {window}, likewise", 1)
+        doses = self.doses("anatomy")
+        for column, (title, digits) in columns.items():
+            body = []
+            for name in self.measured("anatomy"):
+                cells = [
+                    spread([r[column] for r in self.of("anatomy", method=name, dose=d)], digits)
+                    for d in (doses if name != NOISE_FREE else [None])
+                ]
+                body.append([self.title(name), *(cells * len(doses) if name == NOISE_FREE else cells)])
+            lines += ["", f"**{title}**", "", markdown_table(["", *(f"{d:.0%}" for d in doses)], body)]
+        lines += ["", f"![Truth and methods at {PICTURE_DOSE:.0%} dose]({folder}tasks_anatomy.png)"]
+        return lines + self.bias()
+
+    def bias(self) -> list[str]:
+        """HU bias per tissue at the dose of the pictures."""
+        dose = PICTURE_DOSE if PICTURE_DOSE in self.doses("anatomy") else self.doses("anatomy")[-1]
+        seen = {t: [r[f"pixels_{t}"] for r in self.of("anatomy", dose=dose) if _has(r, t)] for t in TISSUES}
+        head = [f"{t.replace('_', ' ')}, {fmean(n or [0]):.0f} pixels a phantom" for t, n in seen.items()]
+        body = []
+        for name in self.measured("anatomy"):
+            rows = self.of("anatomy", method=name, **({} if name == NOISE_FREE else {"dose": dose}))
+            body.append([self.title(name), *(spread([r[f"hu_bias_{t}"] for r in rows if _has(r, t)]) for t in TISSUES)])
+        ranges = ", ".join(f"{t.replace('_', ' ')} [{low:g}, {high:g}]" for t, (low, high) in TISSUES.items())
+        return [
+            "",
+            f"**HU bias at {dose:.0%} dose**; masks: smoothed truth in {ranges} HU, eroded by 2 pixels; "
+            "lung in chests alone",
+            "",
+            markdown_table(["", *head], body),
+        ]
+
+    def detectability(self, folder: str) -> list[str]:
+        rows = self.of("rods")
+        if not rows:
+            return []
+        one = rows[0]
+        lines = [
+            "",
+            "## Low-contrast detectability",
+            "",
+            "Water disc of 200 mm with rods (diameter/contrast of the MITA phantom: 3 mm/14, 5/7, 7/5, 10/3 HU). "
+            f"Channelized Hotelling observer, {one['channels']}, on {one['mask']}: {one['n']} regions with the rod, "
+            f"{one['n_background']} without, of {one['n'] // 2} noise realisations. Area under the ROC curve (0.5: "
+            f"chance) with its {one['confidence']:.0%} interval; below it the held-out area less that of "
+            f"{self.title(BASELINE)} on the same noise. No window, no clipping.",
+        ]
+        rods = list(dict.fromkeys(row["rod"] for row in rows))
+        for dose in self.doses("rods"):
+            body = []
+            for name in self.measured("rods"):
+                by_rod = {r["rod"]: r for r in self.of("rods", dose=dose, method=name)}
+                cells = [f"{by_rod[r]['auc']:.3f} ({by_rod[r]['low']:.3f} to {by_rod[r]['high']:.3f})" for r in rods]
+                body.append([self.title(name), *cells])
+                if name != BASELINE and all(by_rod[r].get("gain") is not None for r in rods):
+                    gains = [
+                        f"{by_rod[r]['gain']:+.3f} ({by_rod[r]['gain_low']:+.3f} to {by_rod[r]['gain_high']:+.3f})"
+                        for r in rods
+                    ]
+                    body.append(["... less FBP, held out", *gains])
+            lines += ["", f"**{dose:.0%} dose**", "", markdown_table(["AUC", *rods], body)]
+        return [*lines, "", f"![AUC of every rod]({folder}tasks_rods.png)"]
+
+    def transfer(self) -> list[str]:
+        rows = self.of("inserts")
+        if not rows:
+            return []
+        inserts = list(dict.fromkeys(row["insert"] for row in rows))
+        base = {r["insert"]: r for r in self.of("inserts", method=BASELINE)}
+        lines = [
+            "",
+            "## Sharpness",
+            "",
+            f"Task transfer of discs of 20 mm in water at {TRANSFER_DOSE:.0%} dose, mean image of {rows[0]['n']} noise "
+            "realisations; ring of 2.5 to 17.5 mm around each disc's centre, no window. Frequency where the transfer "
+            "falls to 50 % and 10 %, 1/mm (a dash: it does not); in brackets as a share of that of "
+            f"{self.title(BASELINE)}.",
+        ]
+        for level in ("ttf50", "ttf10"):
+            body = []
+            for name in self.measured("inserts"):
+                by_insert = {r["insert"]: r for r in self.of("inserts", method=name)}
+                body.append(
+                    [self.title(name), *(_share(by_insert[i][level], base.get(i, {}).get(level)) for i in inserts)]
+                )
+            lines += ["", markdown_table([level.upper(), *inserts], body)]
+        return lines
+
+    def noise(self, folder: str) -> list[str]:
+        rows = self.of("noise")
+        if not rows:
+            return []
+        lines = [
+            "",
+            "## Noise texture",
+            "",
+            f"Noise power spectrum in the middle of the disc of 200 mm: {rows[0]['mask']}, {rows[0]['n']} realisations "
+            "less their mean, no window.",
+        ]
+        for dose in self.doses("noise"):
+            body = []
+            for name in self.measured("noise"):
+                (row,) = self.of("noise", dose=dose, method=name)
+                cells = f"{row['variance'] ** 0.5:.1f}", f"{row['peak']:.3f}", f"{row['mean_frequency']:.3f}"
+                body.append([self.title(name), *cells])
+            head = [f"{dose:.0%} dose", "noise, HU", "peak, 1/mm", "mean frequency, 1/mm"]
+            lines += ["", markdown_table(head, body)]
+        return [*lines, "", f"![Radial noise power spectra]({folder}tasks_noise.png)"]
+
+    def plot_rods(self, path: Path) -> None:
+        """AUC with its interval, a panel a dose."""
+        rows = self.of("rods")
+        rods, doses = list(dict.fromkeys(row["rod"] for row in rows)), self.doses("rods")
+        figure = _figure(5 * max(2, len(doses)), 4.5)
+        for axis, dose in zip(figure.subplots(1, len(doses), sharey=True, squeeze=False)[0], doses):
+            names = self.measured("rods")
+            for k, name in enumerate(names):
+                by_rod = {r["rod"]: r for r in self.of("rods", dose=dose, method=name)}
+                auc = [by_rod[r]["auc"] for r in rods]
+                error = [
+                    [by_rod[r]["auc"] - by_rod[r]["low"] for r in rods],
+                    [by_rod[r]["high"] - by_rod[r]["auc"] for r in rods],
+                ]
+                places = [i + (k - (len(names) - 1) / 2) * 0.8 / len(names) for i in range(len(rods))]
+                axis.errorbar(places, auc, error, fmt="o", markersize=4, label=self.title(name))
+            axis.set_xticks(range(len(rods)), rods)
+            axis.set_title(f"{dose:.0%} dose", fontsize="medium")
+            axis.grid(alpha=0.3, axis="y")
+        figure.axes[0].set_ylabel("AUC, channelized Hotelling observer")
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+        )
+        _save(figure, path)
+
+    def plot_noise(self, path: Path) -> None:
+        """Radial noise power, a panel a dose."""
+        doses = self.doses("noise")
+        figure = _figure(5 * max(2, len(doses)), 4.5)
+        for axis, dose in zip(figure.subplots(1, len(doses), squeeze=False)[0], doses):
+            for name in self.measured("noise"):
+                (row,) = self.of("noise", dose=dose, method=name)
+                axis.semilogy(row["frequency"][1:], row["radial"][1:], label=self.title(name))
+            axis.set(xlabel="frequency, 1/mm", title=f"{dose:.0%} dose")
+            axis.grid(alpha=0.3)
+        figure.axes[0].set_ylabel("noise power, HU² mm²")
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+        )
+        _save(figure, path)
+
+    def summary(self) -> dict[str, Any]:
+        """All parts, ready for JSON."""
+        return {part: [plain(row) for row in self.of(part)] for part in ("anatomy", "rods", "inserts", "noise")}
+
+
+def _has(row: Row, tissue: str) -> bool:
+    """What little an abdomen has between air and soft tissue is edges of gas, not lung."""
+    return tissue != "lung" or "chest" in row["phantom"]
+
+
+def _share(value: float | None, base: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" ({value / base:.0%})" if base else "")
+
+
+def draw_anatomy(bench: Bench, args: argparse.Namespace, path: Path) -> None:
+    """One scan of each phantom by the methods of the tasks; made anew each time, without slow ones."""
+    chosen = bench.usable(args.task_methods)
+    windows = {"abdomen": bench.windows["abdomen"], "chest": bench.windows["chest"]}
+    rows = []
+    for body, seed in tqdm(args.bodies[:2], desc="picture", unit="phantom"):
+        phantom = BODIES[body](seed)
+        clean, truth, _ = _truth(bench, phantom)
+        scan = bench.scan(phantom.name, clean, bench.geometry, PICTURE_DOSE, [0])
+        images = {"truth": truth[0], **{m.title: m.call(scan)[0, 0] for m in chosen.values()}}
+        rows.append((phantom.name, body, images))
+    figure = _figure(2.6 * len(rows[0][2]), 3.3 * len(rows))
+    axes = figure.subplots(len(rows), len(rows[0][2]), squeeze=False)
+    for line, (name, window, images) in zip(axes, rows):
+        low, high = windows[window]
+        for axis, (title, image) in zip(line, images.items()):
+            axis.set_axis_off()
+            axis.imshow(image.numpy(), cmap="gray", vmin=low, vmax=high)
+            error = (image - images["truth"]).square().mean().sqrt()
+            text = f"{name}\n{window} [{low:g}, {high:g}] HU" if title == "truth" else f"{title}\nRMSE {error:.1f} HU"
+            axis.set_title(text, fontsize="small")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replace_when_complete(path, overwrite=True) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def methods_told(methods: Mapping[str, Method]) -> dict[str, Any]:
+    """Titles, weights and reasons, for JSON."""
+    return {
+        name: {"title": m.title, "group": m.group, "weights": m.version, "skipped": m.skipped}
+        for name, m in methods.items()
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--doses", type=float, nargs="+", default=DOSES, help="of the anatomy-like phantoms")
+    parser.add_argument("--task_doses", type=float, nargs="+", default=TASK_DOSES, help="of the low-contrast rods")
+    parser.add_argument(
+        "--task_methods", nargs="+", default=TASK_METHODS, choices=tuple(METHODS), help="of rods and inserts"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="noise realisations of each anatomy-like phantom")
+    parser.add_argument("--realisations", type=int, default=100, help="scans of the low-contrast rods, two of each rod")
+    parser.add_argument("--averaged", type=int, default=40, help="scans of the inserts")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tasks.md", help="page with the marker 'tasks'")
+    args = parser.parse_args()
+    args.bodies = [(body, 0) for body in BODIES]
+    if args.quick:
+        args.doses, args.task_doses, args.seeds, args.realisations, args.averaged = [0.25], [0.25], 1, 15, 5
+        args.bodies = args.bodies[:1]
+
+    bench = Bench(args)
+    kept = Kept(RowStore(args.store / "tasks.jsonl"), args.fresh)
+    rows = [
+        *measure_anatomy(bench, kept, args),
+        *measure_rods(bench, kept, args),
+        *measure_inserts(bench, kept, args),
+    ]
+    report = Report(rows, bench)
+    report.plot_rods(bench.output / "tasks_rods.png")
+    report.plot_noise(bench.output / "tasks_noise.png")
+    draw_anatomy(bench, args, bench.output / "tasks_anatomy.png")
+    skipped = "\n".join(f"- {line}" for line in bench.skipped())
+    head = "# Phantoms, measured\n\nWritten by `scripts/measure_tasks.py`; what it means: [docs/tasks.md](../tasks.md)."
+    (bench.output / "tasks.md").write_text(f"{head}\n\n{report.page('')}\n\n{skipped}\n", encoding="utf-8")
+    write_csv(bench.output / "tasks.csv", [plain(r) for r in report.of("anatomy")], overwrite=True)
+    content = {
+        "methods": methods_told(bench.methods),
+        "windows": bench.windows,
+        "code": sorted({row["code"] for row in rows}),
+        **rounded(report.summary()),
+    }
+    write_json(bench.output / "tasks.json", content, overwrite=True)
+    if not args.quick and args.methods is None:
+        insert_between_markers(args.page, "tasks", f"{report.page('results/')}\n\n{skipped}")
+    print(f"{len(rows)} rows; written to {bench.output}")
+    for line in [*bench.skipped(), say_codes(rows)]:
+        if line:
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
