@@ -229,26 +229,28 @@ def run_part(part: Part, args: argparse.Namespace, stamps: RowStore) -> Outcome:
         same = stamps.has(**key, code=code_checksum())
         note = "measured before" + ("" if same else " by another state of the code; --fresh measures it again")
         return Outcome(part, "kept", note)
-    before, start = _times(), time.monotonic()
+    before, start = _times(args.quick), time.monotonic()
     environment = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
     for words in part.commands:
         code = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment).returncode
         if code:
-            return Outcome(part, "failed", f"exit status {code}", time.monotonic() - start, _changed(before))
+            return Outcome(
+                part, "failed", f"exit status {code}", time.monotonic() - start, _changed(before, args.quick)
+            )
     for source, target in part.copies:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     stamps.add({**key, "code": code_checksum()})
-    return Outcome(part, "done", "", time.monotonic() - start, _changed(before))
+    return Outcome(part, "done", "", time.monotonic() - start, _changed(before, args.quick))
 
 
-def _times() -> dict[Path, int]:
-    files = [ROOT / "README.md", *DOCS.rglob("*"), *QUICK.rglob("*")]
+def _times(quick: bool) -> dict[Path, int]:
+    files = QUICK.rglob("*") if quick else [ROOT / "README.md", *DOCS.rglob("*")]
     return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
 
 
-def _changed(before: dict[Path, int]) -> list[str]:
-    return sorted(str(file.relative_to(ROOT)) for file, when in _times().items() if before.get(file) != when)
+def _changed(before: dict[Path, int], quick: bool) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for file, when in _times(quick).items() if before.get(file) != when)
 
 
 def say(outcomes: Sequence[Outcome]) -> str:

@@ -63,7 +63,7 @@ STEPS = tuple(round(0.1 * 1.25**n, 3) for n in range(19))
 #: Images that filters work on: window, cutoff.
 BASES = (("ram-lak", 1.0), ("hann", 1.0), ("hann", 0.7), ("hann", 0.5), ("hann", 0.35), ("hann", 0.25))
 #: What else a filter has, in the order that it is tried at the best base and strength.
-MORE = {"nlm": {"patch_size": (3, 5, 7, 9, 11, 13, 15), "patch_distance": (2, 3, 4, 5, 7, 9, 11, 13)}}
+MORE = {"nlm": {"patch_size": (3, 5, 7, 9, 11, 13, 15), "patch_distance": (2, 3, 4, 5, 7, 9, 11, 13, 16, 20, 25)}}
 FIRST = {"nlm": {"patch_size": 7, "patch_distance": 5}}
 START = {"fbp_hann": 1.0, "nlm": 1.0, "tv": 1.0, "bm3d": 1.0}
 

@@ -55,6 +55,9 @@ POSSIBLE_HU = (-1100.0, 3071.0)
 # As the backprojection tells truncated views: an end cell above both.
 _EDGE_LINE_INTEGRAL, _EDGE_FRACTION = 0.1, 0.05
 
+# The edge of a centred cylinder, a square root, reaches .94; a single cell's offset reaches 1 but for noise.
+_STRIPE_EXPLAINED = 0.96
+
 
 @dataclass(frozen=True)
 class Alarm:
@@ -196,22 +199,22 @@ def _sinogram_checks(
 
 
 def _stripes(views: Tensor) -> Tensor:
-    """Largest offset ``(S,)`` of a cell from its neighbours in half of all views or more; 0 where chance gives it.
+    """Largest offset ``(S,)`` of a single cell in half of all views or more; 0 where chance gives it.
 
     Views are averaged in some 36 blocks, and a cell is held against the cubic through two neighbours to either side.
-    Over the blocks, a median leaves out the anatomy, whose edges wander. Edges of a body that turns about its own middle
-    do not: so an offset must also be a quarter of how far the four neighbours differ.
+    Over the blocks, a median leaves out the anatomy, whose edges wander. Those of a body that turns about its own
+    middle don't: so the five cells around must show the pattern that a single offset leaves, and hardly anything else.
     """
     blocks = F.avg_pool2d(views[:, None], (max(1, views.shape[1] // 36), 1))[:, 0]
-    five = F.pad(blocks, (2, 2), mode="replicate").unfold(-1, 5, 1)
-    off = blocks - five @ (blocks.new_tensor([-1.0, 4.0, 0.0, 4.0, -1.0]) / 6)
-    neighbours = five[..., [0, 1, 3, 4]]
-    slope = (neighbours.amax(-1) - neighbours.amin(-1)).median(1).values
+    pattern = blocks.new_tensor([1.0, -4.0, 6.0, -4.0, 1.0]) / 6
+    off = blocks.unfold(-1, 5, 1) @ pattern
     offsets = off.median(1).values
     noise = 1.4826 * (off - offsets[:, None]).abs().median(1).values / blocks.shape[1] ** 0.5
     spread = 1.4826 * offsets.abs().median(-1, keepdim=True).values
-    sure = offsets.abs() > torch.maximum(SURE * torch.maximum(noise, spread), slope / 4)
-    return (offsets.abs() * sure)[..., 2:-2].amax(1)
+    sure = offsets.abs() > SURE * torch.maximum(noise, spread)
+    around = offsets.unfold(-1, 5, 1)
+    explained = (around @ pattern).square() / (pattern.square().sum() * around.square().sum(-1)).clamp_min(1e-20)
+    return (offsets.abs() * sure)[..., 2:-2].mul(explained > _STRIPE_EXPLAINED).amax(1)
 
 
 def _conjugate_disagreement(views: Tensor, geometry: FanBeamGeometry) -> Tensor:

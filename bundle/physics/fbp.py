@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class FilteredBackprojection(FanBeamOperator):
-    """Fan-beam FBP: line integrals in, attenuation in 1/mm out. Differentiable; its gradient is its exact transpose.
+    """Fan-beam FBP: line integrals in, attenuation in 1/mm out. Differentiable, and its gradient is exact.
 
     Every view is weighted by the ray's obliqueness and redundancy (one half for a full scan, Parker's weights for a
     shorter arc), filtered by the windowed ramp, and backprojected with the squared inverse distance to the source.

@@ -24,7 +24,7 @@ def stamps(tmp_path):
 
 @pytest.fixture
 def args():
-    return argparse.Namespace(fresh=False)
+    return argparse.Namespace(fresh=False, quick=True)
 
 
 def part(make_results, code="", **more):
