@@ -58,9 +58,10 @@ class Report:
             patient: len({(row["case"], row["slice"]) for row in rows if row["patient"] == patient})
             for patient in sorted({row["patient"] for row in rows})
         }
-        # In the order of scripts/methods.py; slow methods see fewer slices than the others.
+        # In the order of scripts/methods.py; slow methods see fewer slices and doses than the others.
         self.measured = [name for name in methods if any(row["method"] == name for row in rows)]
-        self.partial = {name for name in self.measured if len(self._places(name)) < sum(self.slices.values())}
+        everywhere = sum(self.slices.values()) * len(self.doses)
+        self.partial = {n for n in self.measured if sum(row["method"] == n for row in rows) < everywhere}
 
     def of(self, method: str, dose: float) -> list[Row]:
         """Rows of a method at a dose."""

@@ -105,9 +105,12 @@ def calibration_images(
                 generator=generator,
             )
         )
-        left = 1 - kept_share
-        low_dose, prior = network.estimates(kept, geometry, incident_photons * kept_share, share=kept_share)
-        independent, _ = network.estimates(rest, geometry, incident_photons * left, share=left)
+        # Each part has its share of the photons and of the electronic variance.
+        noise, judging = (
+            (share * incident_photons, share * network.electronic_variance) for share in (kept_share, 1 - kept_share)
+        )
+        low_dose, prior = network.estimates(kept, geometry, *noise)
+        independent, _ = network.estimates(rest, geometry, *judging)
         images.append((low_dose, prior, independent))
     return CalibrationImages(*(torch.cat(column) for column in zip(*images)), kept_share)
 

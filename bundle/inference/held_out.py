@@ -97,7 +97,8 @@ class HeldOutFusion(nn.Module):
     @torch.no_grad()
     def weights(self, part: Candidates, held_out: Tensor) -> Tensor:
         """Weights ``(B, K)`` from the larger part's candidates and the FBP of the other, ``(B, 1, H, W)``."""
-        terms = _terms(part)
+        # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
+        terms = torch.cat([_terms(part), _places(part.refined)], dim=1)
         body = _gauss(part.refined, 3.0) > BODY_HU
         smooth = _gauss(held_out, 3.0)
         noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
@@ -110,7 +111,7 @@ class HeldOutFusion(nn.Module):
             scale = 1 / noise[index, 0][inside].double()
             design = terms[index][:, inside].double() * scale
             aim = (held_out - part.refined)[index, 0][inside].double() * scale
-            weights.append(_least_squares(design, aim).to(held_out))
+            weights.append(_least_squares(design, aim)[: len(TERMS)].to(held_out))
         return torch.stack(weights)
 
     @torch.no_grad()
@@ -127,14 +128,17 @@ def _terms(candidates: Candidates) -> Tensor:
     removed = candidates.fused - candidates.refined
     coarse = _gauss(removed, COARSE)
     raw = candidates.low_dose - candidates.fused
-    smooth = _gauss(candidates.refined, 1.0)
-    rows, columns = torch.gradient(smooth, dim=(2, 3))
+    places = _places(candidates.refined)
+    return torch.cat([part * places for part in (coarse, removed - coarse, raw)], dim=1)
+
+
+def _places(refined: Tensor) -> Tensor:
+    """How much each pixel belongs to each of :data:`PLACES`, ``(B, 3, H, W)``, summing to 1."""
+    rows, columns = torch.gradient(_gauss(refined, 1.0), dim=(2, 3))
     gradient = torch.hypot(rows, columns)
     edge = gradient / (gradient + EDGE_GRADIENT)
     steep = gradient**2 / (gradient**2 + STEEP_GRADIENT**2)
-    places = steep, (1 - steep) * edge, (1 - steep) * (1 - edge)
-    terms = [part * where for part in (coarse, removed - coarse, raw) for where in places]
-    return torch.cat(terms, dim=1)
+    return torch.cat([steep, (1 - steep) * edge, (1 - steep) * (1 - edge)], dim=1)
 
 
 def _least_squares(design: Tensor, aim: Tensor) -> Tensor:

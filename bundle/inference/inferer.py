@@ -85,7 +85,7 @@ class StackInferer(Inferer):
 
 
 class PrepareScan(PrepareBatch):
-    """What the engine gives :class:`StackInferer`: sinogram, reference (None for a measured scan), geometry, photons.
+    """What the engine gives :class:`StackInferer`: sinogram, reference (None for a measured scan), geometry, noise.
 
     Neither tensor is moved to the device: the inferer moves one chunk of slices at a time.
 
@@ -104,9 +104,8 @@ class PrepareScan(PrepareBatch):
             raise ValueError(f"the batch must hold a 'sinogram', got {sorted(batchdata)}")
         reference = batchdata.get("reference")
         reference = reference if isinstance(reference, Tensor) else None
-        photons = batchdata.get("incident_photons")
-        keywords = {
-            "geometry": batchdata.get("geometry"),
-            "incident_photons": None if photons is None else float(torch.as_tensor(photons).reshape(())),
-        }
+        keywords = {"geometry": batchdata.get("geometry")}
+        for key in ("incident_photons", "electronic_variance"):
+            value = batchdata.get(key)
+            keywords[key] = None if value is None else float(torch.as_tensor(value).reshape(()))
         return batchdata["sinogram"], reference, (), keywords

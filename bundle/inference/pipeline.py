@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NamedTuple
 
 import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
 from bundle.physics import (
@@ -69,11 +71,14 @@ class LowDoseRestorer(nn.Module):
             refined image is the result, as in the paper.
         held_out_fusion: :class:`bundle.inference.HeldOutFusion`, which takes the place of ``output_fusion`` wherever
             the incident photons are known; each scan is then restored twice. None: never.
+        level_width: standard deviation in pixels of the Gaussian mean that the refiner may not change: what is that
+            broad is not noise but HU. 0: as the refiner says, as in the paper.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
-        electronic_variance: of the detector, photons squared; counts where the incident photons are known.
+        electronic_variance: of the detector, photons squared, where a scan does not say; counts where the incident
+            photons are known.
 
     Raises:
-        ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none.
+        ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none, a negative ``level_width``.
 
     Source: EGenDiff, arXiv 2509.23885, test-time pipeline.
     """
@@ -89,6 +94,7 @@ class LowDoseRestorer(nn.Module):
         fusion_order: str = "before",
         output_fusion: nn.Module | None = None,
         held_out_fusion: nn.Module | None = None,
+        level_width: float = 8.0,
         backend: str = "auto",
         electronic_variance: float = 0.0,
     ) -> None:
@@ -102,6 +108,9 @@ class LowDoseRestorer(nn.Module):
         self.fusion = fusion
         self.output_fusion = output_fusion
         self.held_out_fusion = held_out_fusion
+        if not (math.isfinite(level_width) and level_width >= 0):
+            raise ValueError(f"level_width must be zero or more pixels, got {level_width}")
+        self.level_width = float(level_width)
         self.geometry = _as_geometry(geometry)
         self.window = window
         self.mu_water = mu_water
@@ -116,9 +125,10 @@ class LowDoseRestorer(nn.Module):
         sinogram: Tensor,
         geometry: FanBeamGeometry | str | None = None,
         incident_photons: float | None = None,
+        electronic_variance: float | None = None,
     ) -> Tensor:
         """Restored HU ``(B, 1, H, W)`` of noisy line integrals ``(B, 1, V, D)``; see :meth:`restore`."""
-        return self.restore(sinogram, geometry, incident_photons).restored
+        return self.restore(sinogram, geometry, incident_photons, electronic_variance).restored
 
     @torch.no_grad()
     def restore(
@@ -126,6 +136,7 @@ class LowDoseRestorer(nn.Module):
         sinogram: Tensor,
         geometry: FanBeamGeometry | str | None = None,
         incident_photons: float | None = None,
+        electronic_variance: float | None = None,
     ) -> Restoration:
         """Restore and keep every stage.
 
@@ -134,6 +145,7 @@ class LowDoseRestorer(nn.Module):
             geometry: the scan's own geometry (or its JSON), where it is not the default one.
             incident_photons: incident photons a ray of this scan. Given, the bias that the logarithm of few counts
                 has (:func:`bundle.physics.log_bias`) is taken out of ``x_ld`` and ``xhat``; ``fbp`` stays as it comes.
+            electronic_variance: of this scan, photons squared; None: that of the network.
 
         Raises:
             ValueError: a sinogram of another shape or dtype, with NaN or infinite values; a geometry that is none;
@@ -146,13 +158,14 @@ class LowDoseRestorer(nn.Module):
         clock = _Clock(sinogram.device)
         fbp = self._reconstruct(sinogram, geometry)
         clock.stop("fbp")
-        low_dose, prior = self.estimates(sinogram, geometry, incident_photons, fbp)
+        variance = self.electronic_variance if electronic_variance is None else float(electronic_variance)
+        low_dose, prior = self.estimates(sinogram, geometry, incident_photons, variance, fbp)
         clock.stop("prior")
         fused = self.fusion(low_dose, prior)
         clock.stop("fused")
         refined = self.refine(low_dose, prior, fused)
         if self.held_out_fusion is not None and incident_photons is not None:
-            weights = self._held_out_weights(sinogram, geometry, incident_photons)
+            weights = self._held_out_weights(sinogram, geometry, incident_photons, variance)
             restored = self.held_out_fusion(Candidates(low_dose, fused, refined), weights)
         elif self.output_fusion is not None:
             restored = self.output_fusion(low_dose, refined, fused)
@@ -161,14 +174,19 @@ class LowDoseRestorer(nn.Module):
         clock.stop("restored")
         return Restoration(fbp, prior, fused, restored, clock.seconds)
 
-    def _held_out_weights(self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float) -> Tensor:
+    def _held_out_weights(
+        self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float, electronic_variance: float
+    ) -> Tensor:
         fusion = self.held_out_fusion
-        kept, held_out = fusion.part(sinogram, incident_photons, self.electronic_variance)
-        shares = fusion.fraction, 1 - fusion.fraction
-        low_dose, prior = self.estimates(kept, geometry, incident_photons * shares[0], share=shares[0])
+        kept, held_out = fusion.part(sinogram, incident_photons, electronic_variance)
+        # Each part has its share of the photons and of the electronic variance.
+        noise, judging = (
+            (share * incident_photons, share * electronic_variance) for share in (fusion.fraction, 1 - fusion.fraction)
+        )
+        low_dose, prior = self.estimates(kept, geometry, *noise)
         fused = self.fusion(low_dose, prior)
         part = Candidates(low_dose, fused, self.refine(low_dose, prior, fused))
-        judge, _ = self.estimates(held_out, geometry, incident_photons * shares[1], share=shares[1])
+        judge, _ = self.estimates(held_out, geometry, *judging)
         return fusion.weights(part, judge)
 
     @torch.no_grad()
@@ -177,18 +195,18 @@ class LowDoseRestorer(nn.Module):
         sinogram: Tensor,
         geometry: FanBeamGeometry,
         incident_photons: float | None = None,
+        electronic_variance: float | None = None,
         fbp: Tensor | None = None,
-        share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """``x_ld`` and ``xhat``, what the fusion is given, ``(B, 1, H, W)`` in HU; arguments as in :meth:`restore`.
 
-        ``fbp`` saves a backprojection where the sinogram's has been made already. ``share`` is that of a thinned part
-        (:func:`bundle.physics.thin_line_integrals`): it has as much of the electronic variance.
+        ``fbp`` saves a backprojection where the sinogram's has been made already.
         """
         denoised = self.projection(sinogram)
         if incident_photons is None:
             return self._reconstruct(sinogram, geometry) if fbp is None else fbp, self._reconstruct(denoised, geometry)
-        bias = log_bias(denoised, incident_photons, electronic_variance=share * self.electronic_variance)
+        variance = self.electronic_variance if electronic_variance is None else electronic_variance
+        bias = log_bias(denoised, incident_photons, electronic_variance=variance)
         return self._reconstruct(sinogram - bias, geometry), self._reconstruct(denoised - bias, geometry)
 
     @torch.no_grad()
@@ -196,9 +214,17 @@ class LowDoseRestorer(nn.Module):
         """The refined image, before any output fusion; all ``(B, 1, H, W)`` in HU."""
         noise = removed_noise(low_dose_hu, prior_hu)
         if self.fusion_order == "before":
-            return self.refiner(fused_hu, noise=noise)
+            return self._with_level(self.refiner(fused_hu, noise=noise), fused_hu)
         weight = self.fusion.weight(low_dose_hu, prior_hu)
-        return weight * low_dose_hu + (1 - weight) * self.refiner(low_dose_hu, noise=noise)
+        refined = self._with_level(self.refiner(low_dose_hu, noise=noise), low_dose_hu)
+        return weight * low_dose_hu + (1 - weight) * refined
+
+    def _with_level(self, refined: Tensor, image: Tensor) -> Tensor:
+        """The refined image with the local mean of the image that it was made of."""
+        if not self.level_width:
+            return refined
+        gauss = gaussian_1d(torch.tensor(self.level_width), truncated=3.0, normalize=True).to(image)
+        return refined + separable_filtering(image - refined, [gauss, gauss], mode="replicate")
 
     def _reconstruct(self, sinogram: Tensor, geometry: FanBeamGeometry) -> Tensor:
         key = geometry, sinogram.device

@@ -93,7 +93,7 @@ class FilteredBackprojection(FanBeamOperator):
         inside, ends = cosines[self._reach : -self._reach], np.stack([cosines[: self._reach], cosines[-self._reach :]])
         # They follow from the geometry, so no state dict holds them; and no buffers, as half() would coarsen those.
         self._rows = tuple(
-            torch.from_numpy(rows)
+            torch.from_numpy(np.ascontiguousarray(rows))
             for rows in (
                 inside * by_ray,
                 ramp_response(geometry, window, cutoff),

@@ -9,7 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from bundle.io import ScanFrame, read_ct, read_sinogram
+from bundle.io import ScanFrame, read_ct, read_scan_noise, read_sinogram
 
 
 class LoadScand(MapTransform):
@@ -17,7 +17,8 @@ class LoadScand(MapTransform):
 
     Adds ``scan`` (:class:`bundle.io.ScanFrame` as JSON: what writing the result back needs), ``slice`` (int64
     ``(S,)``, index of each slice in the file), ``pixel_size`` (mm), and for a CT ``image_hu``, float32
-    ``(1, S, H, W)``; for a measured sinogram ``sinogram``, float32 ``(1, S, V, D)``, and ``geometry`` (JSON).
+    ``(1, S, H, W)``; for a measured sinogram ``sinogram``, float32 ``(1, S, V, D)``, and ``geometry`` (JSON); with
+    ``incident_photons`` and ``electronic_variance`` where the file says them.
 
     Args:
         keys: key of the path.
@@ -45,6 +46,11 @@ class LoadScand(MapTransform):
             patient = str(item.get("patient", ""))
             frame = ScanFrame.from_geometry(geometry, len(stack), patient=patient, source=str(path))
             loaded = {"geometry": geometry.to_json()}
+            noise = read_scan_noise(path)
+            if noise.photons is not None:
+                loaded["incident_photons"] = noise.photons
+            if noise.electronic_variance is not None:
+                loaded["electronic_variance"] = noise.electronic_variance
             name = "sinogram"
         else:
             volume = read_ct(path)

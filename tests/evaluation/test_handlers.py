@@ -117,6 +117,30 @@ def test_a_scan_without_a_frame_is_written_by_its_geometry(tmp_path):
     assert nibabel.load(tmp_path / "a_restored.nii.gz").header.get_zooms()[:2] == (5.0, 5.0)
 
 
+def test_the_alarms_of_a_case_are_written_and_logged(tmp_path, caplog):
+    sound, drifted = case("sound", dose=None), case("drifted", dose=None)
+    # Every ray of the second one ends at both ends of the detector in material.
+    for item, line_integral in ((sound, 0.0), (drifted, 1.0)):
+        item["sinogram"] = torch.full((1, 2, 8, 8), line_integral) + 0.01 * torch.rand((1, 2, 8, 8))
+        item["incident_photons"] = 1e5
+    run([sound, drifted], RestorationWriter(tmp_path))
+    metrics = read(tmp_path / "metrics.json")
+    first, second = ({a["name"]: a for a in entry["alarms"]} for entry in metrics["cases"])
+    assert "truncation" not in first and second["truncation"]["slices"] == [0, 1]
+    assert second["truncation"]["limit"] == metrics["alarm_limits"]["truncation"]
+    assert "case drifted, 2 of 2 slices" in caplog.text and "truncation" in caplog.text
+
+
+def test_reports_state_windows_and_masks(tmp_path):
+    run([case("a")], RestorationWriter(tmp_path / "one"), DoseReport(tmp_path / "two"))
+    for folder in ("one", "two"):
+        content = read(tmp_path / folder / "metrics.json")
+        assert content["masks"]["hu_bias_lung, hu_std_lung"] and content["windows"]["head"] == [0, 80]
+    with (tmp_path / "two" / "metrics.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert "abdomen [-150, 250] HU" in row["windows"] and float(row["pixels_air"]) >= 0
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "b_panel.png", "a_restored.nii.gz"])
 def test_an_existing_output_stops_the_run_before_any_work(tmp_path, name):
     (tmp_path / name).write_text("mine")

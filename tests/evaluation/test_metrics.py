@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import visual_information_fidelity
 
-from bundle.evaluation import WINDOWS, hu_bias, mean_and_std, noise_level, score_slices, score_stages
+from bundle.evaluation import WINDOWS, hu_bias, mean_and_std, noise_level, score_slices, score_stages, vif
 
 from .phantoms import body, noise
 
@@ -65,6 +66,31 @@ def test_the_noise_level_is_linear_in_the_noise_and_looks_at_the_body():
     quiet, loud = body(), body()
     loud = torch.where(loud > -900, 40 + 3 * (loud - 40), loud)
     assert noise_level(loud) == pytest.approx([3 * n for n in noise_level(quiet)], rel=0.05)
+
+
+def test_the_fidelity_is_1_for_the_reference_and_falls_with_noise():
+    reference = body()
+    window = WINDOWS["full"]
+    quiet, loud = (vif(reference + noise(std, reference), reference, window)[0] for std in (5.0, 20.0))
+    assert vif(reference, reference, window) == pytest.approx([1, 1], abs=1e-4)
+    assert 0 < loud < quiet < 1
+
+
+def test_the_fidelity_is_that_of_torchmetrics_in_the_window():
+    reference = body(slices=1)
+    image = reference + noise(10.0, reference)
+    one, other = ((v.clamp(-150, 250) + 150)[None].double() for v in (image, reference))
+    expected = float(visual_information_fidelity(one, other, sigma_n_sq=2.0))
+    assert vif(image, reference, (-150, 250)) == pytest.approx([expected], rel=1e-3)
+
+
+def test_slices_score_their_fidelity_in_the_widest_window_alone():
+    (row,) = score_slices(body(slices=1), body(slices=1))
+    assert [name for name in row if name.startswith("vif")] == ["vif_full"]
+
+
+def test_small_slices_have_no_fidelity():
+    assert vif(body(size=32), body(size=32), (-150, 250)) == [None, None]
 
 
 def test_a_measured_scan_has_a_noise_level_and_no_error():

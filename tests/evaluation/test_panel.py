@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from bundle.evaluation import PANEL_SIZE, save_panel
+from bundle.evaluation import PANEL_SIZE, save_panel, save_residuals
 
 from .phantoms import body, noise
 
@@ -28,6 +28,19 @@ def test_the_panel_is_a_picture_of_the_stated_size(tmp_path, with_reference):
     assert picture.shape[:2] == PANEL_SIZE[::-1]
     assert np.unique(picture[..., 0]).size > 50
     assert [path.name for path in tmp_path.iterdir()] == ["panel.png"]
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_the_residuals_are_a_picture_of_the_stated_size(tmp_path, with_reference):
+    save_residuals(tmp_path / "residuals.png", stages(), body() if with_reference else None, name="case")
+    picture = matplotlib.image.imread(tmp_path / "residuals.png")
+    assert picture.shape[:2] == PANEL_SIZE[::-1] and np.unique(picture[..., 0]).size > 50
+
+
+def test_a_reach_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match="reach must be positive"):
+        save_residuals(tmp_path / "residuals.png", stages(), reach=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_panel_shows_the_slice_with_most_body_unless_told(tmp_path):

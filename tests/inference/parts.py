@@ -48,5 +48,12 @@ def restorer(**kwargs) -> LowDoseRestorer:
     fusion = SelfCorrectingFusion()
     fusion.noise_25.fill_(20.0)
     fusion.gradient_25.fill_(1.0)
-    parts = {"projection": Smooth(), "refiner": Smooth(), "fusion": fusion, "geometry": SCANNER, **kwargs}
+    parts = {
+        "projection": Smooth(),
+        "refiner": Smooth(),
+        "fusion": fusion,
+        "geometry": SCANNER,
+        "level_width": 0.0,
+        **kwargs,
+    }
     return LowDoseRestorer(**parts)

@@ -81,3 +81,18 @@ def test_the_evaluator_runs_simulated_and_measured_scans(decollate, measured):
 def test_a_batch_without_a_sinogram_is_named():
     with pytest.raises(ValueError, match="'sinogram', got \\['image'\\]"):
         PrepareScan()({"image": torch.zeros(1)})
+
+
+def test_the_noise_of_a_scan_goes_with_it():
+    batch = {"sinogram": stack(2)[None], "incident_photons": torch.tensor([3e4]), "electronic_variance": [12.0]}
+    *_, keywords = PrepareScan()(batch)
+    assert keywords == {"geometry": None, "incident_photons": 3e4, "electronic_variance": 12.0}
+    *_, unknown = PrepareScan()({"sinogram": stack(2)[None]})
+    assert unknown["incident_photons"] is None and unknown["electronic_variance"] is None
+
+
+def test_a_scan_with_its_own_electronic_noise_is_restored_by_it():
+    network = restorer()
+    own = network.restore(stack(2).transpose(0, 1) + 3, None, 500.0, 40.0)
+    network.electronic_variance = 40.0
+    torch.testing.assert_close(own.restored, network.restore(stack(2).transpose(0, 1) + 3, None, 500.0).restored)

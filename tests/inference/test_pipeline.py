@@ -77,6 +77,20 @@ def test_the_refiner_is_told_the_noise_that_stage_one_took_away():
     torch.testing.assert_close(result.restored, removed_noise(result.fbp, result.prior))
 
 
+def test_the_refiner_may_not_change_the_broad_level():
+    class Shifted(nn.Module):
+        def forward(self, value, noise):
+            return value + 30
+
+    network = restorer(refiner=Shifted(), level_width=4.0)
+    result = network.restore(scan())
+    torch.testing.assert_close(result.restored, result.fused, rtol=1e-4, atol=0.01)
+    free = restorer(refiner=Shifted()).restore(scan())
+    torch.testing.assert_close(free.restored, free.fused + 30)
+    with pytest.raises(ValueError, match="level_width"):
+        restorer(level_width=-1.0)
+
+
 def test_known_photons_take_the_bias_of_the_logarithm_out_of_both_images_but_not_out_of_the_fbp():
     network, sinogram = restorer(projection=nn.Identity()), scan()
     known = network.restore(sinogram, None, 2000.0)

@@ -92,7 +92,8 @@ def test_each_map_and_its_transpose_belong_together(detector):
 def test_the_gradient_of_reconstruction_is_its_finite_difference(detector):
     """Of the squared norm, whose central difference is exact for any step; two calls in one graph."""
     geometry = scan(32, detector=detector)
-    reconstruct = FilteredBackprojection(geometry, backend="leap")
+    # What is extended beyond the detector is not linear, and has its own test.
+    reconstruct = FilteredBackprojection(geometry, backend="leap", truncation="ignore")
     first, second, step = (rand(1, 1, *geometry.sinogram_shape, seed=s) for s in range(3))
 
     def loss(value: Tensor) -> Tensor:

@@ -71,6 +71,15 @@ def test_the_front_page_shows_the_best_of_each_kind_that_saw_every_slice(report)
     assert "SSIM, abdomen [-150, 250] HU, range its width" in text
 
 
+def test_a_method_that_misses_a_dose_is_not_the_best_of_its_kind(report):
+    from quality_report import Report
+
+    rows = [row for row in report.rows if row["method"] != "tv" or row["dose"] == 0.25]
+    fewer = Report(rows, report.methods, WINDOWS, DOSES)
+    assert fewer.best_of("classical", DOSES) == "nlm"
+    assert "TV [1]" in fewer.table("rmse_hu", ["tv"], DOSES)
+
+
 def test_a_skipped_method_is_listed_with_its_reason(report):
     assert report.skipped() == ["N2N: skipped, no weights"]
 
