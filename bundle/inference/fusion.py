@@ -221,7 +221,7 @@ class SelfCorrectingFusion(nn.Module):
         floor = 2 * self._calibrated("gradient_25").to(gradient)
         flat = gradient.flatten(1)
         # kthvalue, not quantile: torch.quantile refuses more than 2^24 values.
-        rank = max(1, round(0.99 * flat.shape[1]))
+        rank = max(1, round(0.99 * int(flat.shape[1])))
         highest = flat.kthvalue(rank, dim=1).values.view(-1, 1, 1, 1)
         return ((gradient - floor) / (highest - floor).clamp_min(1e-6)).clamp(0, 1)
 

@@ -203,3 +203,10 @@ def test_arguments_that_cannot_be_are_named(kwargs, match):
 def test_an_uncalibrated_fusion_stops_the_restorer():
     with pytest.raises(ValueError, match="not calibrated"):
         restorer(fusion=SelfCorrectingFusion())(scan())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_recorded_restorer_restores_other_scans_alike():
+    network = restorer().eval()
+    recorded = torch.jit.trace(network, (scan(),), check_trace=False)
+    torch.testing.assert_close(recorded(scan(seed=3)), network(scan(seed=3)), rtol=1e-4, atol=0.05)
