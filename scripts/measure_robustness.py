@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import ROOT, checksum, code_checksum, plain, rounded, say_codes
 from methods import Method
-from phantom_scans import Bench, Kept, Row, add_arguments, method_key
+from phantom_scans import Bench, Kept, Row, add_arguments
 from torch import Tensor
 from tqdm import tqdm
 
@@ -174,8 +174,8 @@ def measure(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
                 "dose": dose,
                 "setting": bench.setting(case.phantom, case.text, sorted(LIMITS.items())),
             }
-            found = {name: kept.find({**key, **method_key(method)}) for name, method in methods.items()}
-            pictures = _pictures(args, key, case, methods)
+            found = {name: kept.find({**key, **bench.key(method)}) for name, method in methods.items()}
+            pictures = _pictures(args, key, case, bench, methods)
             if not all(found.values()) or not all(path.is_file() for path in pictures.values()):
                 line_integrals, geometry, truth = case.make(case.phantom, bench)
                 scan = bench.scan(f"{case.phantom.name} {case.name}", line_integrals, geometry, dose, [0])
@@ -183,7 +183,7 @@ def measure(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
                 noise_free = attenuation_to_hu(FilteredBackprojection(geometry)(line_integrals), bench.mu_water)[:, 0]
                 for name, image in images.items():
                     if not found[name]:
-                        row = {**key, **method_key(methods[name]), **errors(image, truth[0], noise_free)}
+                        row = {**key, **bench.key(methods[name]), **errors(image, truth[0], noise_free)}
                         if name == OURS:
                             # As it came: our own FBP, not that of the peer, whose window may differ.
                             checks = measure_restoration(
@@ -219,12 +219,14 @@ def _rms(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt())
 
 
-def _pictures(args: argparse.Namespace, key: Row, case: Case, methods: dict[str, Method]) -> dict[str, Path]:
+def _pictures(
+    args: argparse.Namespace, key: Row, case: Case, bench: Bench, methods: dict[str, Method]
+) -> dict[str, Path]:
     """Where the images are kept that the picture needs, in its order."""
     if case.name == "none":
         return {}
     chosen = ["truth", *(name for name in (FBP, "prior", OURS) if name in methods)]
-    versions = {name: method.version for name, method in methods.items()}
+    versions = {name: bench.versions[name] for name in methods}
     return {
         name: args.store / "pictures" / f"robustness_{checksum(repr(key), name, str(versions.get(name)))}.pt"
         for name in chosen

@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import ROOT, SLOW, code_checksum, plain, rounded, say_codes
 from methods import METHODS, Method
-from phantom_scans import Bench, Kept, Row, add_arguments, method_key
+from phantom_scans import Bench, Kept, Row, add_arguments
 from torch import Tensor
 from tqdm import tqdm
 
@@ -88,7 +88,7 @@ def measure_anatomy(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
             for dose, noise in group:
                 key = {"part": "anatomy", "phantom": phantom.name, "dose": dose, "noise": noise, "setting": setting}
                 found = {
-                    name: kept.find({**key, **method_key(method)})
+                    name: kept.find({**key, **bench.key(method)})
                     for name, method in methods.items()
                     if name not in SLOW or (dose in SLOW_DOSES and noise == 0 and not args.quick)
                 }
@@ -102,7 +102,7 @@ def measure_anatomy(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
                         image = methods[name].call(scan)
                         seconds = time.perf_counter() - start
                         (scores,) = score_slices(image[:, 0], truth, bench.windows, masks)
-                        row = {**key, **method_key(methods[name]), "seconds": seconds, **scores, "code": code}
+                        row = {**key, **bench.key(methods[name]), "seconds": seconds, **scores, "code": code}
                         found[name] = [kept.add(row)]
                 rows += [known[-1] for known in found.values()]
                 bar.update()
@@ -147,8 +147,8 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
             key = {"dose": dose, "setting": setting}
             found = {
                 name: {
-                    **{rod: kept.find({"part": "rods", "rod": rod, **key, **method_key(m)}) for rod in names},
-                    "noise": kept.find({"part": "noise", **key, **method_key(m)}),
+                    **{rod: kept.find({"part": "rods", "rod": rod, **key, **bench.key(m)}) for rod in names},
+                    "noise": kept.find({"part": "noise", **key, **bench.key(m)}),
                 }
                 for name, m in methods.items()
             }
@@ -172,14 +172,14 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
                     if name not in lacking:
                         continue
                     for rod, result in observed.items():
-                        row = {"part": "rods", "rod": rod, **key, **method_key(methods[name]), **_told(result)}
+                        row = {"part": "rods", "rod": rod, **key, **bench.key(methods[name]), **_told(result)}
                         if BASELINE in judged:
                             paired = auc_difference(result, judged[BASELINE][rod])
                             row |= {"gain": paired.difference, "gain_low": paired.low, "gain_high": paired.high}
                         found[name][rod] = [kept.add({**row, "code": code})]
                     power = noise_power_spectrum(middle, geometry.pixel_size).row()
                     del power["power"]
-                    row = {"part": "noise", **key, **method_key(methods[name]), **power, "code": code}
+                    row = {"part": "noise", **key, **bench.key(methods[name]), **power, "code": code}
                     found[name]["noise"] = [kept.add(row)]
             else:
                 bar.update(args.realisations)
@@ -228,8 +228,8 @@ def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
     key = {"part": "inserts", "dose": TRANSFER_DOSE, "setting": bench.setting(phantom, geometry, args.averaged)}
     methods = bench.usable(args.task_methods)
     found = {
-        name: {e.name: kept.find({**key, "insert": e.name, **method_key(m)}) for e in inserts}
-        for name, m in methods.items()
+        name: {e.name: kept.find({**key, "insert": e.name, **bench.key(m)}) for e in inserts}
+        for name, m in bench.methods.items()
     }
     lacking = [name for name, known in found.items() if not all(known.values())]
     with tqdm(total=args.averaged, desc="inserts", unit="scan") as bar:
@@ -245,7 +245,7 @@ def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
             for name, e in product(lacking, inserts):
                 center = tuple(c / geometry.pixel_size + (SIZE - 1) / 2 for c in (e.y, e.x))
                 result = task_transfer(torch.cat(images[name]), geometry.pixel_size, center, e.half_x).row()
-                row = {**key, "insert": e.name, **method_key(methods[name]), **result, "code": code}
+                row = {**key, "insert": e.name, **bench.key(methods[name]), **result, "code": code}
                 found[name][e.name] = [kept.add(row)]
         else:
             bar.update(args.averaged)
@@ -502,10 +502,10 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(unfinished, format="png")
 
 
-def methods_told(methods: Mapping[str, Method]) -> dict[str, Any]:
+def methods_told(bench: Bench) -> dict[str, Any]:
     """Titles, weights and reasons, for JSON."""
     return {
-        name: {"title": m.title, "group": m.group, "weights": m.version, "skipped": m.skipped}
+        name: {"title": m.title, "group": m.group, "weights": bench.versions[name], "skipped": m.skipped}
         for name, m in methods.items()
     }
 
@@ -546,7 +546,7 @@ def main() -> None:
     (bench.output / "tasks.md").write_text(f"{head}\n\n{report.page('')}\n\n{skipped}\n", encoding="utf-8")
     write_csv(bench.output / "tasks.csv", [plain(r) for r in report.of("anatomy")], overwrite=True)
     content = {
-        "methods": methods_told(bench.methods),
+        "methods": methods_told(bench),
         "windows": bench.windows,
         "code": sorted({row["code"] for row in rows}),
         **rounded(report.summary()),

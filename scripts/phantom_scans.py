@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, SETTINGS, checksum
+from measuring import ROOT, SETTINGS, checksum, method_versions
 from methods import Method, load_methods
 from monai.bundle import ConfigParser
 from torch import Tensor
@@ -51,6 +51,7 @@ class Bench:
         self.output = args.output or (ROOT / "output" / "quick" if args.quick else ROOT / "docs" / "results")
         self.output.mkdir(parents=True, exist_ok=True)
         self.methods = load_methods(config, args.weights, args.methods or names)
+        self.versions = method_versions(list(self.methods), config, Path(args.weights))
 
     def usable(self, names: Sequence[str] | None = None) -> dict[str, Method]:
         """Methods that can run, of these names (None: all)."""
@@ -59,6 +60,10 @@ class Bench:
             for name, method in self.methods.items()
             if method.skipped is None and (names is None or name in names)
         }
+
+    def key(self, method: Method) -> Row:
+        """What a row says of its method."""
+        return {"method": method.name, "weights": self.versions[method.name]}
 
     def skipped(self) -> list[str]:
         """What was not measured, and why; no file's place on this machine."""
@@ -130,8 +135,3 @@ class Kept:
         self.store.add(row)
         self._now.append(row)
         return row
-
-
-def method_key(method: Method) -> Row:
-    """What a row says of its method."""
-    return {"method": method.name, "weights": method.version}
