@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import ROOT, SLOW, code_checksum, plain, rounded, say_codes
-from methods import METHODS, Method
+from methods import METHODS
 from phantom_scans import Bench, Kept, Row, add_arguments
 from torch import Tensor
 from tqdm import tqdm
@@ -506,7 +506,7 @@ def methods_told(bench: Bench) -> dict[str, Any]:
     """Titles, weights and reasons, for JSON."""
     return {
         name: {"title": m.title, "group": m.group, "weights": bench.versions[name], "skipped": m.skipped}
-        for name, m in methods.items()
+        for name, m in bench.methods.items()
     }
 
 
