@@ -310,7 +310,7 @@ class Report:
         for line, case in zip(axes, cases):
             row = self.row(case.name, case.phantom.name, FBP)
             key = {name: row[name] for name in ("artefact", "phantom", "dose", "setting")}
-            pictures = _pictures(self.args, key, case, self.bench.usable())
+            pictures = _pictures(self.args, key, case, self.bench, self.bench.usable())
             images = {name: torch.load(path, weights_only=True).float() for name, path in pictures.items()}
             window = "chest" if "chest" in case.phantom.name else "abdomen"
             low, high = self.bench.windows[window]
