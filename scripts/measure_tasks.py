@@ -229,7 +229,7 @@ def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
     methods = bench.usable(args.task_methods)
     found = {
         name: {e.name: kept.find({**key, "insert": e.name, **bench.key(m)}) for e in inserts}
-        for name, m in bench.methods.items()
+        for name, m in methods.items()
     }
     lacking = [name for name, known in found.items() if not all(known.values())]
     with tqdm(total=args.averaged, desc="inserts", unit="scan") as bar:
