@@ -56,8 +56,18 @@ STAGES = {
     "train_autoencoder.json": ("diffusion", "refiner."),
     "train_diffusion.json": ("diffusion", "refiner."),
 }
-#: Ablations that are no override: trained without configs/cross_fit.json.
-PLAIN = "plain"
+#: Forms that are no override of configs/ablations, by the config that trains them (scripts/train_ablations.py).
+FORMS = {
+    "short_projection": ("train_projection.json", "stage 1 in the paper's form, with the budget of this table"),
+    "thinned_projection": ("train_projection.json", "stage 1 from thinned photons in place of sub-sinograms"),
+    "short": ("train_diffusion.json", "stage 3 as shipped, with the budget of this table"),
+    "plain": (
+        "train_diffusion.json",
+        "stages 2 and 3 in the paper's form: input and target from the same photons, without cross_fit.json",
+    ),
+}
+#: What the trained forms of a stage are held against: as much training, nothing taken away.
+BASES = {"inference": WHOLE, "projection": "short_projection", "diffusion": "short"}
 
 Row = dict[str, Any]
 
@@ -107,10 +117,10 @@ def find_ablations(weights: Path, trained: Path | None, scratch: Path) -> list[A
             found.append(Ablation(path.stem, about, "inference", override, weights))
         else:
             found.append(_trained(path.stem, about, *STAGES[trains[-1]], override, weights, trained, scratch))
-    about = "stages 2 and 3 in the paper's form: input and target from the same photons, without cross_fit.json"
-    found.append(_trained(PLAIN, about, *STAGES["train_diffusion.json"], None, weights, trained, scratch))
-    order = {"inference": 0, "projection": 1, "diffusion": 2}
-    return sorted(found, key=lambda ablation: order[ablation.kind])
+    for name, (config, about) in FORMS.items():
+        found.append(_trained(name, about, *STAGES[config], None, weights, trained, scratch))
+    order = list(BASES)
+    return sorted(found, key=lambda ablation: (order.index(ablation.kind), ablation.name != BASES[ablation.kind]))
 
 
 def _trained(
@@ -202,9 +212,8 @@ def page(rows: Sequence[Row], ablations: Sequence[Ablation], doses: Sequence[flo
         "",
         f"{len(slices)} patients that training never saw (slices: {stacks}), scanned as for [quality](quality.md). "
         "Every form is an override in `configs/ablations`, given after a config. In the first table, RMSE in HU over "
-        "the whole slice, mean over patients, and in brackets how much worse than the whole method, in dB of the RMSE "
-        "(mean over patients; negative: better). A stage trained anew took the place of the shipped one and kept its "
-        "calibration, unless a model of its own was given.",
+        "the whole slice, mean over patients, and in brackets how much worse than the first row of the table with "
+        "this image, in dB of the RMSE (mean over patients; negative: better).",
         "",
         "Written by `scripts/measure_ablations.py`.",
     ]
@@ -220,11 +229,21 @@ def page(rows: Sequence[Row], ablations: Sequence[Ablation], doses: Sequence[flo
             for stage in ablation.stages:
                 own = [row for row in rows if (row["ablation"], row["stage"]) == (ablation.name, stage)]
                 label = ablation.about if stage == "restored" else _stage_label(ablation, stage)
-                errors.append([label, *(_error(rows, own, dose) for dose in doses)])
+                base = WHOLE if kind == "inference" else BASES[kind]
+                image = "restored" if kind == "inference" else stage
+                against = [row for row in rows if (row["ablation"], row["stage"]) == (base, image)]
+                errors.append([label, *(_error(against, own, dose) for dose in doses)])
                 others.append([label, *_others(own, doses)])
         skipped = [ablation for ablation in ablations if ablation.kind == kind and ablation.skipped is not None]
         if errors or skipped:
             lines += ["", f"## {title}"]
+        if errors and kind != "inference":
+            lines += [
+                "",
+                "Trained by `scripts/train_ablations.py`, each with the same small budget, so to be held against one "
+                "another and not against the whole method. A stage took the place of the shipped one, the others and "
+                "their calibration stayed.",
+            ]
         if errors:
             heads = ["", *(f"{dose:.0%}" for dose in doses)]
             more = ["", *(f"{name}, {dose:.0%}" for name in _OTHERS for dose in _other_doses(doses))]
@@ -255,16 +274,16 @@ def _stage_label(ablation: Ablation, stage: str) -> str:
     return what if ablation.name == WHOLE else f"{ablation.about}; the prior"
 
 
-def _error(rows: Sequence[Row], own: Sequence[Row], dose: float) -> str:
-    own = [row for row in own if row["dose"] == dose]
+def _error(against: Sequence[Row], own: Sequence[Row], dose: float) -> str:
+    """RMSE at this dose, and how much worse it is than that of the rows `against`, if those are others."""
+    own, against = ([row for row in part if row["dose"] == dose] for part in (own, against))
     values = [value for value in patient_means(own, "rmse_hu").values() if value is not None]
     if not values:
         return "-"
-    whole = [row for row in rows if (row["ablation"], row["stage"], row["dose"]) == (WHOLE, "restored", dose)]
     text = f"{sum(values) / len(values):.1f}"
-    if own[0]["ablation"] == WHOLE and own[0]["stage"] == "restored":
+    if not against or own == against:
         return text
-    gains = [gain["gain_db"] for gain in paired_gains(whole, own).values()]
+    gains = [gain["gain_db"] for gain in paired_gains(against, own).values()]
     return f"{text} ({sum(gains) / len(gains):+.2f})"
 
 

@@ -134,7 +134,7 @@ def _truth(bench: Bench, phantom: Phantom) -> list[Any]:
 
 def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row]:
     """A row a dose, method and rod (``part`` rods), and a row a dose and method (``part`` noise)."""
-    phantom, rows, code = low_contrast_phantom(), [], code_checksum()
+    phantom, empty, rows, code = low_contrast_phantom(), low_contrast_phantom(()), [], code_checksum()
     geometry = bench.zoomed(SIZE, CELLS)
     names = [e.name for e in phantom.ellipses if e.name.startswith("rod")]
     names = list(dict.fromkeys(names))
@@ -154,16 +154,20 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
             }
             lacking = [name for name, known in found.items() if not all(known.values())]
             if lacking:
-                clean = bench.line_integrals(phantom, geometry) if clean is None else clean
+                clean = clean or [bench.line_integrals(disc, geometry) for disc in (phantom, empty)]
                 # All others are compared with the baseline on the same noise, so it is always in the run.
                 running = [name for name in methods if name in lacking or name == BASELINE]
                 taken: dict[str, list[Any]] = {name: [] for name in running}
                 for first in range(0, args.realisations, SCANS_AT_ONCE):
                     seeds = range(first, min(first + SCANS_AT_ONCE, args.realisations))
-                    scan = bench.scan(phantom.name, clean, geometry, dose, seeds)
+                    # Names of their own: noise with and without rods is independent.
+                    scans = [
+                        bench.scan(f"{phantom.name} {what}", one, geometry, dose, seeds)
+                        for what, one in zip(("rods", "empty"), clean)
+                    ]
                     for name in running:
-                        image = methods[name].call(scan)[:, 0]
-                        taken[name].append(_regions(image, geometry.pixel_size, places))
+                        images = [methods[name].call(scan)[:, 0] for scan in scans]
+                        taken[name].append(_regions(images, geometry.pixel_size, places))
                     bar.update(len(seeds))
                 judged: dict[str, Any] = {}
                 for name in sorted(running, key=lambda n: n != BASELINE):
@@ -187,12 +191,13 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
     return rows
 
 
-def _regions(images: Tensor, pixel: float, places: tuple[list, list]) -> tuple[Tensor, Tensor, Tensor]:
-    """Regions around the places with and without rods, ``(N, P, h, w)`` each, and the middle, ``(N, h, w)``."""
-    present, absent = (torch.stack([_around(images, x, y, pixel) for x, y in side], 1) for side in places)
-    first = (images.shape[-1] - NOISE_REGION) // 2
+def _regions(images: Sequence[Tensor], pixel: float, places: Sequence[tuple[float, float]]) -> tuple[Tensor, ...]:
+    """Regions around the places with rods and without, ``(N, P, h, w)`` each, and the middle of the
+    images without, ``(N, h, w)``."""
+    present, absent = (torch.stack([_around(image, x, y, pixel) for x, y in places], 1) for image in images)
+    first = (images[0].shape[-1] - NOISE_REGION) // 2
     middle = slice(first, first + NOISE_REGION)
-    return present.clone(), absent.clone(), images[:, middle, middle].clone()
+    return present.clone(), absent.clone(), images[1][:, middle, middle].clone()
 
 
 def _around(images: Tensor, x: float, y: float, pixel: float) -> Tensor:
@@ -203,12 +208,17 @@ def _around(images: Tensor, x: float, y: float, pixel: float) -> Tensor:
 
 
 def _observe(present: Tensor, absent: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Detectability by rod: its copies in every realisation against all places without one."""
-    result = {}
-    background = absent.flatten(0, 1)
-    for k, name in enumerate(names):
-        result[name] = hotelling_auc(present[:, k :: len(names)].flatten(0, 1), background)
-    return result
+    """Detectability by rod: its places in every realisation, with it and without it.
+
+    Regions are ordered by place, then by realisation: the halves of the held-out area are realisations, and hold every
+    place. A template never tells a place from another.
+    """
+    return {
+        name: hotelling_auc(
+            *(regions[:, k :: len(names)].transpose(0, 1).flatten(0, 1) for regions in (present, absent))
+        )
+        for k, name in enumerate(names)
+    }
 
 
 def _told(result: Any) -> Row:
@@ -344,8 +354,9 @@ class Report:
             "",
             "Water disc of 200 mm with rods (diameter/contrast of the MITA phantom: 3 mm/14, 5/7, 7/5, 10/3 HU). "
             f"Channelized Hotelling observer, {one['channels']}, on {one['mask']}: {one['n']} regions with the rod, "
-            f"{one['n_background']} without, of {one['n'] // 2} noise realisations. Area under the ROC curve (0.5: "
-            f"chance) with its {one['confidence']:.0%} interval; below it the held-out area less that of "
+            f"{one['n_background']} at the same places without, each of {one['n'] // 2} noise realisations of its own. "
+            "The halves of the held-out area are realisations. Area under the ROC curve (0.5: chance) with its "
+            f"{one['confidence']:.0%} interval; below it the held-out area less that of "
             f"{self.title(BASELINE)} on the same noise. No window, no clipping.",
         ]
         rods = list(dict.fromkeys(row["rod"] for row in rows))

@@ -10,7 +10,14 @@ from .artefacts import (
     shoulders,
     truncate_detector,
 )
-from .dose import line_integral_variance, log_bias, simulate_low_dose, thin_line_integrals
+from .dose import (
+    check_fractions,
+    expected_log_bias,
+    line_integral_variance,
+    log_bias,
+    simulate_low_dose,
+    thin_line_integrals,
+)
 from .fbp import RAMP_WINDOWS, FilteredBackprojection
 from .geometry import FanBeamGeometry
 from .noise_model import NoiseModel, estimate_noise_model
@@ -21,6 +28,7 @@ from .phantoms import (
     chest_phantom,
     insert_phantom,
     low_contrast_phantom,
+    mixed_phantom,
     rod_places,
 )
 from .projector import FanBeamProjector
@@ -39,15 +47,18 @@ __all__ = [
     "abdomen_phantom",
     "attenuation_to_hu",
     "breathe",
+    "check_fractions",
     "chest_phantom",
     "detector_gain",
     "estimate_noise_model",
+    "expected_log_bias",
     "hu_to_attenuation",
     "insert_phantom",
     "line_integral_variance",
     "log_bias",
     "low_contrast_phantom",
     "metal_inserts",
+    "mixed_phantom",
     "move_between_views",
     "rod_places",
     "scan_with_two_energies",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -113,6 +114,38 @@ def log_bias(
     return torch.from_numpy(np.asarray(bias)).to(mean)
 
 
+def expected_log_bias(
+    line_integrals: Tensor,
+    photons: float,
+    *,
+    dose: float = 1.0,
+    electronic_variance: float = 0.0,
+    floor: float = 1.0,
+) -> Tensor:
+    """The bias of :func:`log_bias`, where the noise-free line integrals are known and not the noisy ones' mean.
+
+    Args:
+        line_integrals: noise-free ``p``, any shape.
+        photons: incident photons a ray at normal dose.
+        dose: fraction of the normal dose.
+        electronic_variance: variance of the electronic noise, photons squared.
+        floor: least count before the logarithm.
+
+    Returns:
+        ``E[-ln(max(I, floor) / I0)] - p``, shape and dtype of the input; that of :data:`LEAST_COUNT` where fewer
+        counts are expected.
+
+    Raises:
+        ValueError: an argument that cannot be.
+    """
+    incident = _incident(photons, dose)
+    _check_noise(electronic_variance, floor)
+    log_counts, log_means = _log_of_counts(float(electronic_variance), float(floor))
+    expected = math.log(incident) - line_integrals.detach().double().cpu().numpy()
+    bias = np.interp(expected, log_counts, log_counts - log_means)
+    return torch.from_numpy(np.asarray(bias)).to(line_integrals)
+
+
 @functools.lru_cache(maxsize=32)
 def _log_of_counts(electronic_variance: float, floor: float) -> tuple[np.ndarray, np.ndarray]:
     """``ln L`` and ``E ln(max(Poisson(L) + Normal, floor))``, growing."""
@@ -183,6 +216,17 @@ def thin_line_integrals(
     parts = (first, fraction), (counts - first, 1 - fraction)
     first, second = (-torch.log(part.clamp_min(floor) / (share * incident)) for part, share in parts)
     return first.to(line_integrals.dtype), second.to(line_integrals.dtype)
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float]:
+    """Least and greatest share of the photons that one part may be given.
+
+    Raises:
+        ValueError: not two growing numbers between 0 and 1.
+    """
+    if len(fractions) != 2 or not 0 < fractions[0] <= fractions[1] < 1:
+        raise ValueError(f"fractions must be two growing numbers between 0 and 1, got {fractions}")
+    return float(fractions[0]), float(fractions[1])
 
 
 def _check_noise(electronic_variance: float, floor: float) -> None:

@@ -276,8 +276,8 @@ _ROD_RADIUS, _ROD_COPIES, _INSERT_RADIUS = 60.0, 2, 50.0
 def low_contrast_phantom(rods: Sequence[tuple[float, float]] = LOW_CONTRAST_RODS) -> Phantom:
     """A water disc of 200 mm with low-contrast rods on a circle, twice each, named ``rod <diameter> mm``.
 
-    Rods and the places halfway between them (:func:`rod_places`) are mirror images of each other in the pixel grid's
-    diagonal, so that noise is the same with and without a rod.
+    The same disc without any rod, ``rods=()``, is what an observer is shown beside it, at the same places
+    (:func:`rod_places`): noise, and whatever pattern a method leaves there, are then the same with and without a rod.
 
     Args:
         rods: diameter in mm and contrast in HU of each rod.
@@ -285,7 +285,7 @@ def low_contrast_phantom(rods: Sequence[tuple[float, float]] = LOW_CONTRAST_RODS
     Source: rods of the CCT189 phantom for NEMA/MITA XR-29 related task-based evaluation; FDA's LCD-CT
     (github.com/DIDSR/LCD-CT) measures the same four.
     """
-    present, _ = rod_places(len(rods))
+    present = rod_places(len(rods))
     circles = [
         Ellipse(x, y, diameter / 2, diameter / 2, contrast, name=f"rod {diameter:g} mm")
         for (x, y), (diameter, contrast) in zip(present, list(rods) * _ROD_COPIES)
@@ -293,12 +293,11 @@ def low_contrast_phantom(rods: Sequence[tuple[float, float]] = LOW_CONTRAST_RODS
     return Phantom(name="low contrast", ellipses=(Ellipse(0, 0, 100, 100, 1000.0, name="body"), *circles))
 
 
-def rod_places(num_rods: int = len(LOW_CONTRAST_RODS)) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """x and y, mm, of the rods of :func:`low_contrast_phantom`, and of as many places without one."""
-    count = 2 * _ROD_COPIES * num_rods
-    angles = [2 * math.pi * (k + 0.5) / count for k in range(count)]
-    places = [(_ROD_RADIUS * math.cos(a), _ROD_RADIUS * math.sin(a)) for a in angles]
-    return places[0::2], places[1::2]
+def rod_places(num_rods: int = len(LOW_CONTRAST_RODS)) -> list[tuple[float, float]]:
+    """x and y of the rods of :func:`low_contrast_phantom`, mm: all of them once around, and again."""
+    count = _ROD_COPIES * num_rods
+    angles = [2 * math.pi * (k + 0.25) / count for k in range(count)]
+    return [(_ROD_RADIUS * math.cos(a), _ROD_RADIUS * math.sin(a)) for a in angles]
 
 
 def insert_phantom(contrasts: Sequence[float] = INSERTS, diameter: float = 20.0) -> Phantom:
@@ -541,3 +540,77 @@ def chest_phantom(seed: int = 0) -> Phantom:
     spongy = [dataclasses.replace(e, hu=12.0, edge=6.0) for e in (right, left)]
     texture = soft, *spongy, *d.without_texture([soft, *spongy])
     return Phantom(name=f"chest {seed}", ellipses=tuple(d.ellipses), texture=texture, seed=seed)
+
+
+def mixed_phantom(seed: int = 0) -> Phantom:
+    """A body of no anatomy, full of ellipses of every size, contrast and sharpness: to train on, not to measure by.
+
+    Images of scanners, projected again, have no edge sharper than their kernel left, and what learns from them alone
+    takes sharp edges for noise. This has edges as sharp as cells can see, faint and small details, gas, lung, fat, soft
+    tissue, contrast agent and bone. Everything belongs to the seed.
+    """
+    d = _Drawing(seed)
+    r = d.random
+    base = r.uniform(-20, 60)
+    half = float(r.uniform(70, 160)), float(r.uniform(65, 120))
+    sharp = r.random() < 0.6
+    body = d.put((0, 0), half, base, -1000.0, edge=0.0 if sharp else 2.0, shift=5.0)
+    if r.random() < 0.5:
+        base, fat = r.uniform(20, 60), r.uniform(-120, -80)
+        d.put((body.x, body.y), (half[0] - 2.5, half[1] - 2.5), fat, body.hu - 1000)
+        rind = r.uniform(6, 25)
+        body = d.put((body.x, body.y), (half[0] - rind, half[1] - rind), base, fat)
+        body = dataclasses.replace(body, hu=base)
+    parent = dataclasses.replace(body, edge=0.0)
+    taken: list[Ellipse] = []
+    for low, high, count, power in ((14, 42, 7, 1.0), (4, 14, 30, 1.5), (0.8, 5, 120, 1.5)):
+        for e in d.scatter(
+            parent,
+            int(r.integers(count // 3, count + 1)),
+            (low, high),
+            (0, 1),
+            0.0,
+            avoid=taken,
+            power=power,
+            longest=2.5,
+        ):
+            d.ellipses.remove(e)
+            taken.append(_filled(d, e, base))
+    # What large ellipses hold in turn.
+    for e in [e for e in taken if min(e.half_x, e.half_y) > 12]:
+        inside = dataclasses.replace(e, half_x=0.92 * e.half_x, half_y=0.92 * e.half_y, edge=0.0)
+        for kind in d.scatter(inside, 25, (0.8, 6), (0, 1), 0.0, power=1.5, longest=2.5):
+            d.ellipses.remove(kind)
+            _filled(d, kind, e.hu + base)
+    texture: tuple[Ellipse, ...] = ()
+    if r.random() < 0.6:
+        strength = float(r.uniform(2, 15))
+        soft = dataclasses.replace(parent, hu=strength, edge=min(8.0, half[1] / 4))
+        texture = soft, *d.without_texture([soft])
+    return Phantom(name=f"mixed {seed}", ellipses=tuple(d.ellipses), texture=texture, seed=seed)
+
+
+def _filled(d: _Drawing, e: Ellipse, on: float) -> Ellipse:
+    """Draw the ellipse with a contrast and an edge of its own on a ground of `on`."""
+    r = d.random
+    sign = -1.0 if r.random() < 0.5 else 1.0
+    kind = r.random()
+    if kind < 0.45:
+        contrast = sign * float(np.exp(r.uniform(math.log(2), math.log(40))))
+    elif kind < 0.75:
+        contrast = sign * r.uniform(40, 160)
+    elif kind < 0.87:
+        contrast = r.uniform(150, 1100)
+    else:
+        contrast = (-1000.0 if r.random() < 0.5 else r.uniform(-950, -600)) - on
+    contrast = max(contrast, -1000.0 - on)
+    edge = 0.0 if r.random() < 0.5 else float(r.uniform(0.3, 2.5))
+    return d.put(
+        (e.x, e.y),
+        (e.half_x, e.half_y),
+        on + contrast,
+        on,
+        turn=e.turn,
+        edge=edge,
+        material="bone" if contrast > 250 else "water",
+    )

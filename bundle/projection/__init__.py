@@ -1,6 +1,13 @@
 """Stage 1: a sinogram denoiser that learns from noisy sinograms alone."""
 
-from .batch import AlphaRamp, FiniteLoss, PrepareReconstruction, PrepareSubPair, ReconstructionInferer
+from .batch import (
+    AlphaRamp,
+    FiniteLoss,
+    PrepareReconstruction,
+    PrepareSubPair,
+    PrepareThinnedPair,
+    ReconstructionInferer,
+)
 from .loss import SimilarityLoss, SubPairTarget
 from .network import SinogramDenoiser
 from .sampler import ContextualSubsampler, SubPairPlan
@@ -11,6 +18,7 @@ __all__ = [
     "FiniteLoss",
     "PrepareReconstruction",
     "PrepareSubPair",
+    "PrepareThinnedPair",
     "ReconstructionInferer",
     "SimilarityLoss",
     "SinogramDenoiser",

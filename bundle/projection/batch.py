@@ -15,7 +15,15 @@ from monai.inferers import Inferer
 from monai.utils import CommonKeys, convert_to_tensor
 from torch import Tensor
 
-from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
+from bundle.physics import (
+    FanBeamGeometry,
+    FilteredBackprojection,
+    attenuation_to_hu,
+    check_fractions,
+    expected_log_bias,
+    log_bias,
+    thin_line_integrals,
+)
 
 from .loss import SimilarityLoss, SubPairTarget
 from .sampler import ContextualSubsampler
@@ -66,6 +74,91 @@ class PrepareSubPair(PrepareBatch):
         if self.dose_key in batchdata:
             target["dose"] = torch.as_tensor(batchdata[self.dose_key]).to(sinogram).reshape(-1, 1, 1, 1)
         return sub_input, target
+
+
+class PrepareThinnedPair(PrepareBatch):
+    """Turn a batch of noisy sinograms into input and target of independent photons, both at full resolution.
+
+    The photons of each sinogram are parted at random (:func:`bundle.physics.thin_line_integrals`), anew for every
+    batch: what the network learns from the target cannot be the noise of its input. No neighbour stands in for a ray,
+    so no edge is blurred and no mask is needed: ``tau`` of the loss is null. The logarithm of few counts is biased,
+    and more so in the part with fewer; the target is given the bias of the input, as the prediction tells it, so that
+    the network learns the mean of scans of the dose that it is shown.
+
+    Args:
+        denoiser: ``f``, the network in training; it is run without gradient to tell the biases.
+        photons: incident photons a ray at normal dose.
+        dose: fraction of the normal dose, where the batch does not say.
+        electronic_variance: of the detector, photons squared.
+        fractions: least and greatest share of the photons that the input is given, drawn log-uniformly.
+        key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
+        dose_key: entry that holds each item's dose (B), if there is one.
+
+    Raises:
+        ValueError: ``fractions`` are not two growing numbers between 0 and 1.
+
+    Source: this project; the pairs are those of Noise2Noise (ICML 2018) out of one scan.
+    """
+
+    def __init__(
+        self,
+        denoiser: Callable[[Tensor], Tensor],
+        photons: float,
+        dose: float,
+        electronic_variance: float,
+        fractions: Sequence[float] = (0.04, 0.85),
+        key: str = "sinogram",
+        dose_key: str = "dose",
+    ) -> None:
+        self.fractions = check_fractions(fractions)
+        self.denoiser = denoiser
+        self.photons = photons
+        self.dose = dose
+        self.electronic_variance = electronic_variance
+        self.key = key
+        self.dose_key = dose_key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, SubPairTarget]:
+        """The input and what the loss needs beside it; ``dose`` is that of the target.
+
+        Raises:
+            ValueError: the batch has no sinogram, or it is not (B, 1, V, D).
+        """
+        sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
+        doses = torch.as_tensor(batchdata.get(self.dose_key, self.dose), dtype=torch.float64).expand(len(sinogram))
+        low, high = self.fractions
+        fractions = (low * (high / low) ** torch.rand(len(sinogram), dtype=torch.float64)).tolist()
+        noise = {"photons": self.photons, "electronic_variance": self.electronic_variance}
+        parts = [
+            thin_line_integrals(noisy, fraction=fraction, dose=dose, **noise)
+            for noisy, fraction, dose in zip(sinogram, fractions, doses.tolist())
+        ]
+        first, second = (torch.stack(part) for part in zip(*parts))
+        with torch.no_grad():
+            means = self.denoiser(first)
+        for mean, aim, fraction, dose in zip(means, second, fractions, doses.tolist()):
+            bias = log_bias(mean, **_share(noise, fraction), dose=dose)
+            aim += bias - expected_log_bias(mean - bias, **_share(noise, 1 - fraction), dose=dose)
+        none = torch.zeros_like(second)
+        dose_of_target = doses * (1 - torch.tensor(fractions, dtype=torch.float64))
+        return first, SubPairTarget(
+            input=first,
+            target=second,
+            denoised_input=none,
+            denoised_target=none,
+            dose=dose_of_target.to(sinogram).reshape(-1, 1, 1, 1),
+        )
+
+
+def _share(noise: Mapping[str, float], fraction: float) -> dict[str, float]:
+    """Photons and electronic variance of a part."""
+    return {name: fraction * value for name, value in noise.items()}
 
 
 class PrepareReconstruction(PrepareBatch):

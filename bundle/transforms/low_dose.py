@@ -16,6 +16,7 @@ from bundle.physics import (
     MU_WATER,
     FanBeamGeometry,
     attenuation_to_hu,
+    check_fractions,
     hu_to_attenuation,
     simulate_low_dose,
     thin_line_integrals,
@@ -131,6 +132,7 @@ class ThinCountsd(Transform):
     input, for the target does not have it. The share of the input is drawn anew for each item, log-uniformly, so that
     lower doses than the scan's own, and thicker patients, are trained, too. The draw belongs to (``seed``, ``name``,
     slice, ``repeat``). ``input_photons`` and ``target_photons`` become the incident photons a ray of the two parts.
+    An item's own ``incident_photons`` and ``electronic_variance`` win over the arguments.
 
     Args:
         photons: incident photons a ray at normal dose.
@@ -153,30 +155,28 @@ class ThinCountsd(Transform):
     ) -> None:
         _positive("photons", photons)
         _positive("dose", dose)
-        if len(fractions) != 2 or not 0 < fractions[0] <= fractions[1] < 1:
-            raise ValueError(f"fractions must be two growing numbers between 0 and 1, got {fractions}")
         self.photons = photons
         self.dose = dose
-        self.fractions = tuple(fractions)
+        self.fractions = check_fractions(fractions)
         self.seed = seed
         self.electronic_variance = electronic_variance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        dose = float(item.get("dose", self.dose))
+        incident = float(item.get("incident_photons", self.photons * float(item.get("dose", self.dose))))
         seed = noise_seed(self.seed, f"thin {item['name']}", int(item["slice"]), item.get("repeat", 0))
         generator = torch.Generator().manual_seed(seed)
         low, high = self.fractions
         fraction = low * (high / low) ** float(torch.rand((), generator=generator, dtype=torch.float64))
         item["input_sinogram"], item["target_sinogram"] = thin_line_integrals(
             item["sinogram"],
-            self.photons,
+            incident,
             fraction,
-            dose=dose,
-            electronic_variance=self.electronic_variance,
+            electronic_variance=float(item.get("electronic_variance", self.electronic_variance)),
             generator=generator,
         )
-        item["input_photons"], item["target_photons"] = (self.photons * dose * f for f in (fraction, 1 - fraction))
+        item["incident_photons"] = incident
+        item["input_photons"], item["target_photons"] = (incident * f for f in (fraction, 1 - fraction))
         return item
 
 

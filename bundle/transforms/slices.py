@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bundle.io import read_ct, read_sinogram
+from bundle.io import read_ct, read_scan_noise, read_sinogram
 
 
 def training_slices(scans: Sequence[dict], every: int = 1, repeats: int = 1) -> list[dict[str, Any]]:
@@ -19,7 +19,8 @@ def training_slices(scans: Sequence[dict], every: int = 1, repeats: int = 1) -> 
 
     Returns:
         For a CT ``image_hu``, float32 ``(1, H, W)``, a view into its volume, and ``pixel_size`` (mm); for a measured
-        scan ``sinogram``, float32 ``(1, V, D)``, and ``geometry`` (JSON); for both ``name``, ``patient``,
+        scan ``sinogram``, float32 ``(1, V, D)``, ``geometry`` (JSON), and where the file says them ``incident_photons``
+        and ``electronic_variance``; for both ``name``, ``patient``,
         ``slice`` and ``repeat``.
 
     Raises:
@@ -32,7 +33,10 @@ def training_slices(scans: Sequence[dict], every: int = 1, repeats: int = 1) -> 
     for scan in scans:
         if scan["kind"] == "sinogram":
             stack, geometry = read_sinogram(scan["path"])
-            key, more = "sinogram", {"geometry": geometry.to_json()}
+            photons, variance = read_scan_noise(scan["path"])
+            known = {"incident_photons": photons, "electronic_variance": variance}
+            key, more = "sinogram", {name: value for name, value in known.items() if value is not None}
+            more["geometry"] = geometry.to_json()
         else:
             volume = read_ct(scan["path"])
             stack, key, more = volume.image_hu, "image_hu", {"pixel_size": volume.pixel_size}

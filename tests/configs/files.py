@@ -20,6 +20,7 @@ OVERRIDES = {
     "cross_fit.json": [(name,) for name in TRAIN[1:]],
     "supervised.json": [(name, "cross_fit.json") for name in TRAIN[1:]],
     "neighbor2neighbor.json": [TRAIN[:1]],
+    "thinned_projection.json": [TRAIN[:1]],
 }
 REFERENCE = re.compile(r"[@%]([A-Za-z_][\w#:]*)")
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from bundle.projection import PrepareThinnedPair
+
 from .files import PEERS, TRAIN
 
 STAGES = ("projection", "autoencoder", "diffusion")
@@ -92,6 +94,15 @@ def test_neighbor2neighbor_trains(volumes, start, tmp_path):
         TRAIN[0], "neighbor2neighbor.json", "smoke.json", dataset_dir=str(volumes), output_dir=str(tmp_path)
     )
     workflow.run()
+    assert workflow.parser.get_parsed_content("loss").tau is None
+    assert (tmp_path / "projection.pt").is_file()
+
+
+def test_stage_1_trains_on_thinned_photons(volumes, start, tmp_path):
+    settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    workflow = start(TRAIN[0], "thinned_projection.json", "smoke.json", **settings)
+    workflow.run()
+    assert isinstance(workflow.trainer.prepare_batch, PrepareThinnedPair)
     assert workflow.parser.get_parsed_content("loss").tau is None
     assert (tmp_path / "projection.pt").is_file()
 

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from bundle.physics import line_integral_variance, log_bias, simulate_low_dose, thin_line_integrals
+from bundle.physics import (
+    check_fractions,
+    expected_log_bias,
+    line_integral_variance,
+    log_bias,
+    simulate_low_dose,
+    thin_line_integrals,
+)
 
 SCANNER = {"electronic_variance": 10.0}
 PHOTONS, SAMPLES = 1.5e5, 200_000
@@ -55,6 +62,21 @@ def test_the_bias_of_the_logarithm_is_that_of_simulated_scans(counts, electronic
     # The mean passes through the inverse: its error counts up to three times where photons are fewest.
     error = 3 * 4 * scans.std().item() / math.sqrt(SAMPLES)
     assert bias == pytest.approx(scans.mean().item() - p, abs=error)
+
+
+def test_what_is_added_to_the_noise_free_is_taken_from_the_mean():
+    p = torch.linspace(0, math.log(PHOTONS / 2.5), 40, dtype=torch.float64)
+    added = expected_log_bias(p, PHOTONS, **SCANNER)
+    torch.testing.assert_close(log_bias(p + added, PHOTONS, **SCANNER), added, rtol=1e-3, atol=1e-6)
+    scans = noisy(9.0, **SCANNER)
+    found = expected_log_bias(torch.tensor([9.0]), PHOTONS, **SCANNER).item()
+    assert found == pytest.approx(scans.mean().item() - 9.0, abs=4 * scans.std().item() / math.sqrt(SAMPLES))
+
+
+@pytest.mark.parametrize("fractions", [(0.5,), (0.0, 0.5), (0.6, 0.5), (0.5, 1.0)])
+def test_shares_that_cannot_be_are_refused(fractions):
+    with pytest.raises(ValueError, match="fractions must be two growing numbers"):
+        check_fractions(fractions)
 
 
 def test_many_photons_leave_half_the_variance_as_bias():

@@ -8,13 +8,20 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor
 
-from bundle.physics import FanBeamGeometry, FilteredBackprojection, attenuation_to_hu
+from bundle.physics import (
+    FanBeamGeometry,
+    FilteredBackprojection,
+    attenuation_to_hu,
+    line_integral_variance,
+    simulate_low_dose,
+)
 from bundle.projection import (
     AlphaRamp,
     ContextualSubsampler,
     FiniteLoss,
     PrepareReconstruction,
     PrepareSubPair,
+    PrepareThinnedPair,
     ReconstructionInferer,
     SimilarityLoss,
     SinogramDenoiser,
@@ -184,3 +191,66 @@ def test_a_batch_without_its_entries_is_an_error():
         PrepareReconstruction()({"sinogram": torch.zeros(1, 1, 4, 4)})
     with pytest.raises(ValueError, match=r"\(B, 1, V, D\)"):
         PrepareSubPair(ContextualSubsampler(), torch.nn.Identity())({"sinogram": torch.zeros(1, 4, 4)})
+
+
+class TestThinnedPair:
+    """Input and target of independent photons."""
+
+    def noisy(self, p: float, seed: int = 0, size: int = 300) -> Tensor:
+        clean = torch.full((2, 1, size, size), p)
+        noise = {"electronic_variance": ELECTRONIC_VARIANCE, "generator": torch.Generator().manual_seed(seed)}
+        return simulate_low_dose(clean, PHOTONS, dose=DOSE, **noise)
+
+    def prepare(self, denoiser=None, **options) -> PrepareThinnedPair:
+        # What a denoiser learns to give: the mean of its input.
+        mean = denoiser or (lambda y: y.mean(dim=(2, 3), keepdim=True).expand_as(y))
+        options = {"fractions": (0.2, 0.8), **options}
+        return PrepareThinnedPair(mean, PHOTONS, DOSE, ELECTRONIC_VARIANCE, **options)
+
+    @pytest.mark.parametrize("p", [2.0, 6.0, 8.0])
+    def test_the_parts_have_one_mean_and_no_noise_in_common(self, p):
+        torch.manual_seed(0)
+        first, target = self.prepare(fractions=(0.5, 0.8))({"sinogram": self.noisy(p)})
+        for one, other in zip(first, target["target"]):
+            error = 4 * (one.var() / one.numel() + other.var() / other.numel()).sqrt()
+            assert abs(one.mean() - other.mean()) < error
+            common = ((one - one.mean()) * (other - other.mean())).mean() / (one.std() * other.std())
+            assert abs(common) < 4 / one.numel() ** 0.5
+
+    def test_the_dose_is_that_of_the_target(self):
+        torch.manual_seed(0)
+        _, target = self.prepare()({"sinogram": self.noisy(5.0)})
+        for other, dose in zip(target["target"], target["dose"].flatten()):
+            share = ELECTRONIC_VARIANCE * dose.item() / DOSE
+            expected = line_integral_variance(torch.tensor(5.0), PHOTONS, dose=dose.item(), electronic_variance=share)
+            assert other.var().item() == pytest.approx(expected.item(), rel=0.03)
+
+    def test_a_lower_dose_in_the_batch_counts(self):
+        batch = {"sinogram": self.noisy(2.0, size=8), "dose": torch.tensor([DOSE, DOSE / 2])}
+        torch.manual_seed(0)
+        _, target = self.prepare(fractions=(0.5, 0.5))(batch)
+        assert target["dose"].flatten().tolist() == pytest.approx([DOSE / 2, DOSE / 4])
+
+    def test_the_batch_stays_as_it_is_and_the_seed_decides(self):
+        sinogram = self.noisy(4.0, size=8)
+        before = sinogram.clone()
+        torch.manual_seed(3)
+        first, _ = self.prepare()({"sinogram": sinogram})
+        torch.manual_seed(3)
+        again, _ = self.prepare()({"sinogram": sinogram})
+        other, _ = self.prepare()({"sinogram": sinogram})
+        assert torch.equal(sinogram, before) and torch.equal(first, again) and not torch.equal(first, other)
+
+    def test_the_loss_of_the_true_mean_is_the_noise_of_the_target(self):
+        torch.manual_seed(0)
+        first, target = self.prepare()({"sinogram": self.noisy(3.0)})
+        loss = SimilarityLoss(0.0, None, PHOTONS, DOSE, ELECTRONIC_VARIANCE)
+        assert loss(torch.full_like(first, 3.0), target).item() == pytest.approx(1.0, rel=0.02)
+
+    def test_shares_that_cannot_be_are_refused(self):
+        with pytest.raises(ValueError, match="fractions must be two growing numbers"):
+            self.prepare(fractions=(0.9, 0.1))
+
+    def test_a_batch_without_sinogram_is_refused(self):
+        with pytest.raises(ValueError, match="'sinogram'"):
+            self.prepare()({"image": torch.zeros(1, 1, 4, 4)})

@@ -11,7 +11,7 @@ from monai.data import CacheDataset, DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, DeleteItemsd, RandWeightedCropd, SelectItemsd
 from torch import nn
 
-from bundle.io import ScanFrame, find_scans
+from bundle.io import ScanFrame, find_scans, write_sinogram
 from bundle.physics import (
     FanBeamGeometry,
     FanBeamProjector,
@@ -327,6 +327,20 @@ def test_the_two_parts_of_a_scan_know_their_photons():
     item = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.3, 0.3))({"sinogram": noisy, "name": "one", "slice": 0})
     assert item["input_photons"] == pytest.approx(750)
     assert item["input_photons"] + item["target_photons"] == pytest.approx(2500)
+
+
+def test_a_measured_scan_brings_its_own_photons(geometry, tmp_path):
+    noisy = 0.5 * torch.rand(geometry.sinogram_shape)
+    path = write_sinogram(tmp_path / "scan.npz", noisy, geometry, photons=4000.0, electronic_variance=3.0)
+    (item,) = training_slices([{"path": str(path), "kind": "sinogram", "name": "scan", "patient": "one"}])
+    assert (item["incident_photons"], item["electronic_variance"]) == (4000.0, 3.0)
+    parts = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.3, 0.3), electronic_variance=99.0)(item)
+    assert parts["input_photons"] == pytest.approx(1200)
+    again = ThinCountsd(photons=4000.0, dose=1.0, fractions=(0.3, 0.3), electronic_variance=3.0)(item)
+    assert torch.equal(parts["input_sinogram"], again["input_sinogram"])
+    bare = write_sinogram(tmp_path / "bare.npz", noisy, geometry)
+    (item,) = training_slices([{"path": str(bare), "kind": "sinogram", "name": "bare", "patient": "one"}])
+    assert "incident_photons" not in item and "electronic_variance" not in item
 
 
 def test_known_photons_take_the_bias_of_the_logarithm_out_of_image_and_prior(geometry):

@@ -305,7 +305,15 @@ def backproject_transpose(
                 )  # fmt: skip
                 base = v * (cells + 2)
                 line = row * columns
-                for i in range(columns):
+                # As in project_transpose: neighbours add to the same cell, each waiting for the one before.
+                part = columns // 4
+                for i in range(part):
+                    for pixel in (i, i + part, i + 2 * part, i + 3 * part):
+                        scatter_two(
+                            sinogram, (base + index[pixel]) * width, image, (line + pixel) * width,
+                            first[pixel], second[pixel], lanes,
+                        )  # fmt: skip
+                for i in range(4 * part, columns):
                     scatter_two(
                         sinogram, (base + index[i]) * width, image, (line + i) * width, first[i], second[i], lanes
                     )

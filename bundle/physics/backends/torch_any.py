@@ -14,8 +14,9 @@ from .rays import RayFrame, ray_frames
 
 # What a chunk of rays or views may take, with the tables of its samples and what they gather from every slice.
 _BYTES = 2**27
-# Tables of one sample: in float64 while they are made, then an index and two weights.
-_TABLE_BYTES = 128
+# Tables of one sample at their peak, in float64 while they are made, and values gathered from each slice, with what
+# the weights make of them: as measured.
+_TABLE_BYTES, _GATHERED = 256, 14
 
 
 class TorchBackend:
@@ -130,10 +131,10 @@ class TorchBackend:
 
 
 def _samples(like: Tensor) -> int:
-    """Samples of a chunk: a slice more gathers two values of each, and multiplies them."""
+    """Samples of a chunk: every slice more gathers values of each."""
     # A recording is for any number of slices.
     slices = 1 if is_recorded() else len(like)
-    return _BYTES // (_TABLE_BYTES + 4 * slices * like.element_size())
+    return _BYTES // (_TABLE_BYTES + _GATHERED * slices * like.element_size())
 
 
 def _table_device(like: Tensor) -> torch.device:
