@@ -36,11 +36,13 @@ class Run:
         name: of the ablation.
         stage: that is trained.
         overrides: after the stage's own config.
+        options: further values of the config, by name.
     """
 
     name: str
     stage: str
     overrides: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def plan() -> list[Run]:
@@ -51,6 +53,7 @@ def plan() -> list[Run]:
     ]
     later = [
         Run("short", "diffusion", RECIPE["diffusion"]),
+        Run("denoised_target", "diffusion", RECIPE["diffusion"], (("label_key", "$None"),)),
         Run("plain", "autoencoder", ()),
         Run("plain", "diffusion", ()),
     ]
@@ -80,12 +83,14 @@ def command(run: Run, args: argparse.Namespace, folder: Path) -> list[str]:
         "validation": str(list(args.validation)),
         "max_epochs": str(args.epochs[STAGES.index(run.stage)]),
         "val_interval": str(args.epochs[STAGES.index(run.stage)]),
+        "every": str(args.every[STAGES.index(run.stage)]),
     }
     if run.stage != "projection":
         options["projection_weights"] = str(args.projection)
     if run.stage == "diffusion":
         own = args.output / run.name / "autoencoder.pt"
         options["autoencoder_weights"] = str(own if own.is_file() else args.autoencoder)
+    options |= dict(run.options)
     words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
     return [*words, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
@@ -99,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--projection", type=Path, help="stage 1 for stages 2 and 3; default that of models/model.pt")
     parser.add_argument("--autoencoder", type=Path, required=True, help="stage 2 where an ablation does not change it")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablations")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(15, 10, 10), help="of the three stages")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(10, 20, 20), help="of the three stages")
+    parser.add_argument("--every", type=int, nargs=3, default=(1, 3, 3), help="every n-th slice, for the three stages")
     parser.add_argument("--only", nargs="+", help="names of ablations; default all")
     args = parser.parse_args(arguments)
     runs = plan()

@@ -18,7 +18,6 @@ from bundle.physics import (
     attenuation_to_hu,
     log_bias,
 )
-from bundle.transforms import removed_noise
 
 from .held_out import Candidates
 
@@ -58,7 +57,7 @@ class LowDoseRestorer(nn.Module):
     Args:
         projection: sinogram denoiser ``f``, ``(B, 1, V, D)`` to ``(B, 1, V, D)``.
         refiner: image refiner, ``forward(image_hu, noise=...)``, all HU ``(B, 1, H, W)``; ``noise`` is
-            :func:`bundle.transforms.removed_noise`.
+            what stage 1 took for noise, ``x_ld - xhat``.
         fusion: module with ``forward(low_dose_hu, prior_hu)`` and ``weight(low_dose_hu, prior_hu)``.
         geometry: scan and image grid that a sinogram without its own geometry is read in.
         window: ramp window of the backprojection.
@@ -212,7 +211,7 @@ class LowDoseRestorer(nn.Module):
     @torch.no_grad()
     def refine(self, low_dose_hu: Tensor, prior_hu: Tensor, fused_hu: Tensor) -> Tensor:
         """The refined image, before any output fusion; all ``(B, 1, H, W)`` in HU."""
-        noise = removed_noise(low_dose_hu, prior_hu)
+        noise = low_dose_hu - prior_hu
         if self.fusion_order == "before":
             return self._with_level(self.refiner(fused_hu, noise=noise), fused_hu)
         weight = self.fusion.weight(low_dose_hu, prior_hu)

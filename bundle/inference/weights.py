@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 NAMED_KEYS = 5
 
 
-def load_weights(network: Network, path: str | PathLike[str], key: str = "network") -> Network:
+def load_weights(network: Network, path: str | PathLike[str], key: str = "network", part: str | None = None) -> Network:
     """Fill ``network`` with the weights of a file, and hand it back.
 
     Takes a flat state dict, or a checkpoint that holds one under ``key`` beside other things (MONAI's CheckpointSaver
@@ -26,13 +26,19 @@ def load_weights(network: Network, path: str | PathLike[str], key: str = "networ
         network: what the weights are for; stays on its device.
         path: file written by ``torch.save``; read as weights only, so it can run no code.
         key: name of the state dict in a nested checkpoint.
+        part: name of the part of a larger network that ``network`` is, such as ``projection``: only its weights are
+            taken.
 
     Raises:
-        ValueError: names the file: missing, truncated or no state dict, first missing, unexpected or misshapen keys,
-            weights that are NaN or infinite (a training that diverged).
+        ValueError: names the file: missing, truncated or no state dict, nothing of ``part``, first missing, unexpected
+            or misshapen keys, weights that are NaN or infinite (a training that diverged).
     """
     path = Path(path)
     weights = read_weights(path, key)
+    if part:
+        weights = {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
+        if not weights:
+            raise ValueError(f"{path} has no weights of a part {part!r}")
     expected = network.state_dict()
     problems = {
         "missing": [k for k in expected if k not in weights],

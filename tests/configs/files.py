@@ -21,6 +21,7 @@ OVERRIDES = {
     "supervised.json": [(name, "cross_fit.json") for name in TRAIN[1:]],
     "neighbor2neighbor.json": [TRAIN[:1]],
     "thinned_projection.json": [TRAIN[:1]],
+    "fine_tune.json": [(name,) for name in TRAIN],
 }
 REFERENCE = re.compile(r"[@%]([A-Za-z_][\w#:]*)")
 

@@ -107,6 +107,21 @@ def test_stage_1_trains_on_thinned_photons(volumes, start, tmp_path):
     assert (tmp_path / "projection.pt").is_file()
 
 
+PARTS = ("projection", "refiner.autoencoder", "refiner")
+
+
+@pytest.mark.parametrize(("config", "stage", "part"), zip(TRAIN, STAGES, PARTS))
+def test_training_goes_on_from_weights(config, stage, part, stages, volumes, start, tmp_path):
+    weights = torch.load(getattr(stages, stage) / f"{stage}.pt", weights_only=True)
+    whole = tmp_path / "model.pt"
+    torch.save({f"{part}.{name}": value for name, value in weights.items()} | {"fusion.scale": torch.ones(1)}, whole)
+    needed = {key: stages.weights[key] for key in ("projection_weights", "autoencoder_weights")[: TRAIN.index(config)]}
+    settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path), "start_weights": str(whole)}
+    workflow = start(config, "smoke.json", "fine_tune.json", **settings, **needed, start_part=part)
+    loaded = workflow.trainer.network.state_dict()
+    assert set(loaded) == set(weights) and all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
 def test_noise2inverse_trains_from_noise_alone(volumes, start, tmp_path):
     workflow = start(PEERS[0], "smoke.json", dataset_dir=str(volumes), output_dir=str(tmp_path))
     assert workflow.check_properties() == []

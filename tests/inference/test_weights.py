@@ -34,6 +34,15 @@ def test_a_part_of_the_network_takes_its_own_checkpoint(tmp_path):
     assert not network.projection.layer.weight.any() and network.refiner.layer.weight.all()
 
 
+def test_a_part_of_a_whole_file_fills_a_part_alone(tmp_path):
+    weights = other_weights()
+    path = saved(tmp_path / "model.pt", weights)
+    part = load_weights(restorer().projection, path, part="projection")
+    assert all(torch.equal(value, weights[f"projection.{name}"]) for name, value in part.state_dict().items())
+    with pytest.raises(ValueError, match="model.pt has no weights of a part 'decoder'"):
+        load_weights(part, path, part="decoder")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere.pt does not exist"):
         load_weights(restorer(), tmp_path / "nowhere.pt")

@@ -215,14 +215,15 @@ class TestThinnedPair:
             error = 4 * (one.var() / one.numel() + other.var() / other.numel()).sqrt()
             assert abs(one.mean() - other.mean()) < error
             common = ((one - one.mean()) * (other - other.mean())).mean() / (one.std() * other.std())
-            assert abs(common) < 4 / one.numel() ** 0.5
+            # Of few counts the parts are uncorrelated, but their logarithms not quite.
+            assert abs(common) < (4 / one.numel() ** 0.5 if p < 7 else 0.03)
 
     def test_the_dose_is_that_of_the_target(self):
         torch.manual_seed(0)
-        _, target = self.prepare()({"sinogram": self.noisy(5.0)})
+        _, target = self.prepare()({"sinogram": self.noisy(3.0)})
         for other, dose in zip(target["target"], target["dose"].flatten()):
             share = ELECTRONIC_VARIANCE * dose.item() / DOSE
-            expected = line_integral_variance(torch.tensor(5.0), PHOTONS, dose=dose.item(), electronic_variance=share)
+            expected = line_integral_variance(torch.tensor(3.0), PHOTONS, dose=dose.item(), electronic_variance=share)
             assert other.var().item() == pytest.approx(expected.item(), rel=0.03)
 
     def test_a_lower_dose_in_the_batch_counts(self):
