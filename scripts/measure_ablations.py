@@ -61,10 +61,6 @@ FORMS = {
     "short_projection": ("train_projection.json", "stage 1 in the paper's form, with the budget of this table"),
     "thinned_projection": ("train_projection.json", "stage 1 from thinned photons in place of sub-sinograms"),
     "short": ("train_diffusion.json", "stage 3 as shipped, with the budget of this table"),
-    "denoised_target": (
-        "train_diffusion.json",
-        "taught by the prior of the other photons, not by their raw image",
-    ),
     "plain": (
         "train_diffusion.json",
         "stages 2 and 3 in the paper's form: input and target from the same photons, without cross_fit.json",

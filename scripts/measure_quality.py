@@ -53,14 +53,15 @@ from bundle.evaluation import (
 from bundle.io import replace_when_complete
 
 DOSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0)
-#: Doses of the slow methods, on one slice a patient.
-SLOW_DOSES = {"bm3d": (0.05, 0.1, 0.25), "zs_n2n": (0.1, 0.25)}
+#: Doses of the slow methods, and those that are measured on one slice a patient.
+SLOW_DOSES = {"bm3d": (0.05, 0.1, 0.25, 0.5, 1.0), "zs_n2n": (0.1, 0.25)}
+SLOWEST = ("zs_n2n",)
 
 Row = dict[str, Any]
 
 
 def planned(methods: Mapping[str, Method], stacks: Sequence[Stack], args: argparse.Namespace) -> dict[tuple, list]:
-    """Methods to be measured, by stack, dose and slice; slow ones on the middle slice of each stack."""
+    """Methods to be measured, by stack, dose and slice; the slowest on the middle slice of each stack."""
     plan: dict[tuple, list] = {}
     for stack in stacks:
         middle = stack.slices[len(stack.slices) // 2]
@@ -70,7 +71,8 @@ def planned(methods: Mapping[str, Method], stacks: Sequence[Stack], args: argpar
                     method
                     for name, method in methods.items()
                     if method.skipped is None
-                    and (name not in SLOW_DOSES or (index == middle and dose in SLOW_DOSES[name] and not args.quick))
+                    and (name not in SLOW_DOSES or (dose in SLOW_DOSES[name] and not args.quick))
+                    and (name not in SLOWEST or index == middle)
                 ]
     return plan
 

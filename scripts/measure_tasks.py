@@ -139,7 +139,7 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
     names = [e.name for e in phantom.ellipses if e.name.startswith("rod")]
     names = list(dict.fromkeys(names))
     places = rod_places(len(names))
-    setting = bench.setting(phantom, geometry, args.realisations, REGION, NOISE_REGION)
+    setting = bench.setting(phantom, empty, geometry, args.realisations, REGION, NOISE_REGION)
     methods = bench.usable(args.task_methods)
     with tqdm(total=len(args.task_doses) * args.realisations, desc="rods", unit="scan") as bar:
         clean = None

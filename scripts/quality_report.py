@@ -221,7 +221,7 @@ class Report:
         ]
         lines += ["", *(f"- {line}" for line in self.skipped())] if self.skipped() else []
         if self.partial:
-            lines += ["", "[1] Too slow for every slice: the middle slice of each patient, some doses only."]
+            lines += ["", "[1] Slow: not at every dose, or the middle slice of each patient alone (n says so)."]
         lines += ["", "![RMSE against dose](quality_rmse.png)"]
         if figure:
             low, high = self.windows[args.figure_window]

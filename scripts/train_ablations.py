@@ -36,13 +36,11 @@ class Run:
         name: of the ablation.
         stage: that is trained.
         overrides: after the stage's own config.
-        options: further values of the config, by name.
     """
 
     name: str
     stage: str
     overrides: tuple[str, ...]
-    options: tuple[tuple[str, str], ...] = ()
 
 
 def plan() -> list[Run]:
@@ -53,7 +51,6 @@ def plan() -> list[Run]:
     ]
     later = [
         Run("short", "diffusion", RECIPE["diffusion"]),
-        Run("denoised_target", "diffusion", RECIPE["diffusion"], (("label_key", "$None"),)),
         Run("plain", "autoencoder", ()),
         Run("plain", "diffusion", ()),
     ]
@@ -90,7 +87,6 @@ def command(run: Run, args: argparse.Namespace, folder: Path) -> list[str]:
     if run.stage == "diffusion":
         own = args.output / run.name / "autoencoder.pt"
         options["autoencoder_weights"] = str(own if own.is_file() else args.autoencoder)
-    options |= dict(run.options)
     words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
     return [*words, *(word for name, value in options.items() for word in (f"--{name}", value))]
 

@@ -17,16 +17,16 @@ REFERENCE_KEY = "reference"
 class PrepareDistillationPair(PrepareBatch):
     """The noisy image and the prior it is distilled towards, from a dictionary of images ``(B, 1, H, W)`` in HU.
 
-    It returns ``(input, label, (), {"target": target})``, all detached, with the input's ``noise`` among the keywords
-    where ``noise_key`` names it, and reads no other item of the batch: what else the batch holds can not reach a loss.
-    The label is what the loss, or in validation a metric, holds the network's answer against.
+    Without ``reference_key`` (training) it returns ``(input, target, (), {"target": target})``, both detached, with the
+    input's ``noise`` among the keywords where ``noise_key`` names it, and reads no other item of the batch: what else
+    the batch holds can not reach a loss. With ``reference_key`` (validation) the second item becomes the reference, so
+    that metrics measure against it.
 
     Args:
         input_key: the noisy reconstruction, x_ld.
         target_key: the reconstruction of the denoised sinogram, xhat.
-        label_key: what the answer is held against: None for the target; the noisy image of other photons, which is as
-            sharp as the scan, where the network is taught by that; the normal-dose image in validation.
-        noise_key: what stage 1 took for noise in the input, HU, for a network that is told; None: it is not told.
+        reference_key: what metrics compare with; None while training.
+        noise_key: the local noise of the input, HU, for a network that is told; None: it is not told.
         pass_target: whether a network in validation gets the target too. The autoencoder needs it (its latent is the
             target's), the refiner restores without it.
 
@@ -39,7 +39,7 @@ class PrepareDistillationPair(PrepareBatch):
         self,
         input_key: str = "fbp",
         target_key: str = "prior",
-        label_key: str | None = None,
+        reference_key: str | None = None,
         pass_target: bool = True,
         noise_key: str | None = None,
     ) -> None:
@@ -48,14 +48,11 @@ class PrepareDistillationPair(PrepareBatch):
                 raise ValueError(f"{name} must not be {REFERENCE_KEY!r}: the stages learn from low-dose data alone")
         if input_key == target_key:
             raise ValueError(f"input_key and target_key must differ, both are {input_key!r}")
-        if label_key != REFERENCE_KEY and not pass_target:
-            raise ValueError(
-                f"pass_target=False is for validation against {REFERENCE_KEY!r}: in training the network "
-                "sees its target"
-            )
+        if reference_key is None and not pass_target:
+            raise ValueError("pass_target=False needs a reference_key: in training the network sees its target")
         self.input_key = input_key
         self.target_key = target_key
-        self.label_key = label_key
+        self.reference_key = reference_key
         self.pass_target = pass_target
         self.noise_key = noise_key
 
@@ -66,7 +63,7 @@ class PrepareDistillationPair(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple, dict[str, Tensor]]:
-        """``(input, label, (), network keywords)`` on ``device``; ``kwargs`` go to ``Tensor.to``.
+        """``(input, target or reference, (), network keywords)`` on ``device``; ``kwargs`` go to ``Tensor.to``.
 
         Raises:
             ValueError: an item is missing, is not ``(B, 1, H, W)``, or its shape differs from the input's.
@@ -84,7 +81,7 @@ class PrepareDistillationPair(PrepareBatch):
         keywords = {"target": read(self.target_key)} if self.pass_target else {}
         if self.noise_key is not None:
             keywords["noise"] = read(self.noise_key)
-        label = keywords["target"] if self.label_key is None else read(self.label_key)
+        label = keywords["target"] if self.reference_key is None else read(self.reference_key)
         for name, other in (*keywords.items(), ("label", label)):
             if other.shape != image.shape:
                 raise ValueError(

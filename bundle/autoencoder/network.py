@@ -17,8 +17,8 @@ STRIDE = 8
 NUM_SCALES = 3
 
 
-# HU of noise that count as little: below, the noise level is linear. Side of the window that it is measured in, pixels.
-_NOISE_UNIT, _NOISE_WINDOW = 8.0, 7
+# HU of noise that count as little: below, the noise map is linear.
+_NOISE_UNIT = 8.0
 
 
 class DistillationAutoencoder(nn.Module):
@@ -35,9 +35,8 @@ class DistillationAutoencoder(nn.Module):
             the latent.
         num_blocks: residual blocks at each scale, in the encoder and in the decoder.
         scale_hu: HU that make 1 inside the networks.
-        noise_aware: the encoder also sees what stage 1 took for noise (``noise`` of :meth:`encode`) and its local size.
-            A denoiser that has to guess the noise smooths what is quiet and leaves noise in what is loud; one that
-            does not see what was taken away cannot bring back the detail in it.
+        noise_aware: the encoder also sees how noisy each place is (``noise`` of :meth:`encode`). A denoiser that has to
+            guess the noise smooths what is quiet and leaves noise in what is loud.
 
     Raises:
         ValueError: ``channels`` or ``skip_channels`` do not name three positive numbers, or a number is not positive.
@@ -64,16 +63,16 @@ class DistillationAutoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.scale_hu = scale_hu
         self.noise_aware = bool(noise_aware)
-        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks, 3 if self.noise_aware else 1)
+        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks, 1 + self.noise_aware)
         self.decoder = Decoder(channels, latent_channels, skip_channels, num_blocks)
         self.to(memory_format=torch.channels_last)
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Latent ``(B, K, h, w)`` of unit variance and the three skips, finest first, of an image in HU.
 
-        ``noise`` is what stage 1 took for noise, ``x_ld - xhat`` in HU, in the shape of the image; None: none, as in a
-        target. Without ``noise_aware`` it is not looked at. In training mode the latent is normalised by its own batch,
-        else by the statistics kept from training.
+        ``noise`` is the local size of the noise, HU, in the shape of the image; None: none, as in a target. Without
+        ``noise_aware`` it is not looked at. In training mode the latent is normalised by its own batch, else by the
+        statistics kept from training.
 
         Raises:
             ValueError: ``image`` is not ``(B, 1, H, W)``, or ``noise`` has another shape.
@@ -113,19 +112,11 @@ class DistillationAutoencoder(nn.Module):
         height, width = image.shape[-2:]
         scaled = image / self.scale_hu
         if self.noise_aware:
-            noise = torch.zeros_like(image) if noise is None else noise
             # Noise spans from a few HU to a thousand: by its logarithm each doubling counts the same.
-            level = torch.log2(1 + _local_size(noise) / _NOISE_UNIT) / 4
-            scaled = torch.cat([scaled, level, noise / self.scale_hu], dim=1)
+            level = torch.zeros_like(image) if noise is None else torch.log2(1 + noise / _NOISE_UNIT) / 4
+            scaled = torch.cat([scaled, level], dim=1)
         scaled = F.pad(scaled, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         return self.encoder(scaled)
-
-
-def _local_size(noise: Tensor) -> Tensor:
-    """Root mean square around each pixel."""
-    margin = (_NOISE_WINDOW // 2,) * 4
-    square = F.pad(noise.square(), margin, mode="replicate")
-    return F.avg_pool2d(square, _NOISE_WINDOW, 1).sqrt()
 
 
 class Encoder(nn.Module):

@@ -50,7 +50,7 @@ class LatentRefiner(nn.Module):
         Args:
             image: ``(B, 1, H, W)`` in HU.
             target: the image to distil towards, same shape; None to restore.
-            noise: what stage 1 took for noise in the image, HU, same shape, for an autoencoder that wants it.
+            noise: local size of the image's noise, HU, same shape, for an autoencoder that wants it.
 
         Returns:
             Without a target, the refined image ``(B, 1, H, W)`` in HU; the same for the same input.

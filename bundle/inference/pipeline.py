@@ -18,6 +18,7 @@ from bundle.physics import (
     attenuation_to_hu,
     log_bias,
 )
+from bundle.transforms import removed_noise
 
 from .held_out import Candidates
 
@@ -57,7 +58,7 @@ class LowDoseRestorer(nn.Module):
     Args:
         projection: sinogram denoiser ``f``, ``(B, 1, V, D)`` to ``(B, 1, V, D)``.
         refiner: image refiner, ``forward(image_hu, noise=...)``, all HU ``(B, 1, H, W)``; ``noise`` is
-            what stage 1 took for noise, ``x_ld - xhat``.
+            :func:`bundle.transforms.removed_noise`.
         fusion: module with ``forward(low_dose_hu, prior_hu)`` and ``weight(low_dose_hu, prior_hu)``.
         geometry: scan and image grid that a sinogram without its own geometry is read in.
         window: ramp window of the backprojection.
@@ -211,7 +212,7 @@ class LowDoseRestorer(nn.Module):
     @torch.no_grad()
     def refine(self, low_dose_hu: Tensor, prior_hu: Tensor, fused_hu: Tensor) -> Tensor:
         """The refined image, before any output fusion; all ``(B, 1, H, W)`` in HU."""
-        noise = low_dose_hu - prior_hu
+        noise = removed_noise(low_dose_hu, prior_hu)
         if self.fusion_order == "before":
             return self._with_level(self.refiner(fused_hu, noise=noise), fused_hu)
         weight = self.fusion.weight(low_dose_hu, prior_hu)

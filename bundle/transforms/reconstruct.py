@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
+from monai.networks.layers import separable_filtering
 from monai.transforms import RandomizableTransform, Transform
 from torch import Tensor, nn
 
@@ -33,15 +34,13 @@ class ReconstructPaird(Transform):
         input_key: the sinogram of ``fbp``.
         target_key: the sinogram of ``prior``.
         input_prior_key: where the denoised input goes, for inputs that mix it in (:class:`RandMixd`); None: nowhere.
-        raw_target_key: where the image of ``target_key`` goes that was not denoised: noisy, but as sharp as the scan,
-            where ``prior`` has lost what the denoiser lost; None: nowhere.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
         electronic_variance: of the detector, photons squared. Given, the bias that the logarithm of few counts has is
             taken out of both reconstructions wherever the item knows its photons (:data:`PHOTONS_KEYS`); None: never.
 
     Raises:
         ValueError: a sinogram does not fit its ``geometry``, a negative ``electronic_variance``, an
-            ``input_prior_key`` or ``raw_target_key`` though input and target are one sinogram.
+            ``input_prior_key`` though input and target are one sinogram.
     """
 
     def __init__(
@@ -52,22 +51,19 @@ class ReconstructPaird(Transform):
         input_key: str = "sinogram",
         target_key: str = "sinogram",
         input_prior_key: str | None = None,
-        raw_target_key: str | None = None,
         backend: str = "auto",
         electronic_variance: float | None = None,
     ) -> None:
         if electronic_variance is not None and not (math.isfinite(electronic_variance) and electronic_variance >= 0):
             raise ValueError(f"electronic_variance must be None, zero or more, got {electronic_variance}")
-        for name, key in (("input_prior_key", input_prior_key), ("raw_target_key", raw_target_key)):
-            if key is not None and input_key == target_key:
-                raise ValueError(f"{name} {key!r} needs two scans: input and target are both made of {input_key!r}")
+        if input_prior_key is not None and input_key == target_key:
+            raise ValueError(f"input_prior_key {input_prior_key!r} would be the target: both are made of {input_key!r}")
         self.denoiser = denoiser
         self.window = window
         self.slices_per_batch = slices_per_batch
         self.input_key = input_key
         self.target_key = target_key
         self.input_prior_key = input_prior_key
-        self.raw_target_key = raw_target_key
         self.backend = backend
         self.electronic_variance = electronic_variance
 
@@ -82,8 +78,6 @@ class ReconstructPaird(Transform):
         wanted.setdefault(self.target_key, {})["denoised"] = "prior"
         if self.input_prior_key is not None:
             wanted[self.input_key]["denoised"] = self.input_prior_key
-        if self.raw_target_key is not None:
-            wanted[self.target_key]["noisy"] = self.raw_target_key
         for source, keys in wanted.items():
             sinogram = item[source]
             if sinogram.ndim not in (3, 4) or tuple(sinogram.shape[-2:]) != geometry.sinogram_shape:
@@ -119,10 +113,23 @@ class ReconstructPaird(Transform):
         return apply
 
 
-class RemovedNoised(Transform):
-    """Add ``noise``: what stage 1 took for noise, ``image - prior`` of the same photons, HU.
+def removed_noise(image_hu: Tensor, prior_hu: Tensor, window_size: int = 7) -> Tensor:
+    """Local size of what stage 1 took away, HU: root mean square of ``image - prior`` in a square window.
 
-    It holds the noise of the image, and what detail stage 1 lost: the refiner is told both.
+    It holds the noise of ``image`` and no anatomy, and tells the refiner how noisy a place is.
+
+    Args:
+        image_hu: FBP of the noisy sinogram, ``(..., H, W)``.
+        prior_hu: FBP of the denoised one, the same shape.
+        window_size: side of the window in pixels, odd.
+    """
+    box = image_hu.new_full((window_size,), 1 / window_size)
+    square = (image_hu - prior_hu).square().reshape(-1, 1, *image_hu.shape[-2:])
+    return separable_filtering(square, [box, box], mode="replicate").clamp_min(0).sqrt().reshape(image_hu.shape)
+
+
+class RemovedNoised(Transform):
+    """Add ``noise``, the :func:`removed_noise` of an image and the prior of the same photons, HU.
 
     Args:
         image_key: the noisy image, HU.
@@ -136,7 +143,7 @@ class RemovedNoised(Transform):
         self.noise_key = noise_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, self.noise_key: data[self.image_key] - data[self.prior_key]}
+        return {**data, self.noise_key: removed_noise(data[self.image_key], data[self.prior_key])}
 
 
 class RandMixd(RandomizableTransform):

@@ -62,7 +62,7 @@ def test_the_reference_can_not_be_learned_from(keys):
 )
 def test_validation_measures_against_the_reference(pass_target, read):
     data = batch()
-    _, label, _, keywords = PrepareDistillationPair(label_key="reference", pass_target=pass_target)(data)
+    _, label, _, keywords = PrepareDistillationPair(reference_key="reference", pass_target=pass_target)(data)
     assert data.read == read
     assert set(keywords) == ({"target"} if pass_target else set())
     torch.testing.assert_close(label, data["reference"])
@@ -110,7 +110,7 @@ def test_the_stock_trainer_and_evaluator_run_stage_two():
         device=torch.device("cpu"),
         val_data_loader=[dict(batch())],
         network=network,
-        prepare_batch=PrepareDistillationPair(label_key="reference"),
+        prepare_batch=PrepareDistillationPair(reference_key="reference"),
     )
     evaluator.run()
     assert evaluator.state.output[0]["pred"].shape == (1, 16, 16)

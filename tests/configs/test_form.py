@@ -116,13 +116,9 @@ def test_neighbor2neighbor_differs_from_stage_one_by_the_mask_alone():
 
 def test_the_supervised_twin_differs_from_the_cross_fitted_stages_by_its_target_alone():
     twin, training = read("supervised.json"), merged("train_diffusion.json", "cross_fit.json")
-    # No raw target: the reference takes the place of both.
-    unnoisy = {"pair_keys", "turned_keys", "label_key"}
-    assert {key for key in twin if not key.startswith("_")} == {"scan", "pair", *unnoisy}
+    assert {key for key in twin if not key.startswith("_")} == {"scan", "pair"}
     assert without_comments(twin["scan"]) == {**training["scan"], "reference": True}
-    assert {**twin["pair"]["pair"], "raw_target_key": "raw_target"} == training["pair"]
-    assert all(twin[key] == [k for k in training[key] if k != "raw_target"] for key in unnoisy - {"label_key"})
-    assert twin["label_key"] is None
+    assert twin["pair"]["pair"] == training["pair"]
 
 
 @pytest.mark.parametrize("names", [(*TRAIN, *PEERS), INFER], ids=["train", "infer"])

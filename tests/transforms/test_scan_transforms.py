@@ -33,6 +33,7 @@ from bundle.transforms import (
     ThinCountsd,
     TissueWeightd,
     noise_seed,
+    removed_noise,
     tissue_weight,
     training_slices,
 )
@@ -356,10 +357,11 @@ def test_known_photons_take_the_bias_of_the_logarithm_out_of_image_and_prior(geo
     torch.testing.assert_close(ReconstructPaird(nn.Identity(), electronic_variance=10.0)(item)["fbp"], raw["fbp"])
 
 
-def test_removed_noise_is_what_stage_one_took_away():
+def test_removed_noise_is_the_local_size_of_the_difference():
     prior = torch.randn(1, 2, 16, 16)
+    torch.testing.assert_close(removed_noise(prior + 3, prior), torch.full_like(prior, 3.0))
     item = RemovedNoised()({"fbp": prior - 2, "prior": prior})
-    torch.testing.assert_close(item["noise"], torch.full_like(prior, -2.0))
+    torch.testing.assert_close(item["noise"], torch.full_like(prior, 2.0))
 
 
 @pytest.mark.parametrize("arguments", [{"electronic_variance": -1.0}, {"input_prior_key": "input_prior"}])
