@@ -290,7 +290,7 @@ def _error(against: Sequence[Row], own: Sequence[Row], dose: float) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, slices=2, doses=DOSES)
+    add_arguments(parser, slices=1, doses=DOSES)
     parser.add_argument("--trained", type=Path, help="folder with the weights of ablations that were trained")
     parser.add_argument("--only", nargs="+", help="names of ablations; default all")
     args = settle(parser.parse_args())

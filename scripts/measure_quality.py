@@ -178,7 +178,7 @@ def draw_slice(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, slices=3, doses=DOSES)
+    add_arguments(parser, slices=2, doses=DOSES)
     parser.add_argument("--methods", nargs="+", help="names in scripts/methods.py; default all, and only then README")
     parser.add_argument("--figure_case", default="*lidc*", help="scan (pattern) that may be shown: an open licence")
     parser.add_argument("--figure_credit", default="LIDC-IDRI, The Cancer Imaging Archive, CC BY 3.0")
