@@ -104,12 +104,11 @@ class Report:
     def table(self, column: str, names: Sequence[str], doses: Sequence[float]) -> str:
         """Methods down, doses across, mean over patients with the lowest and the highest."""
         _, digits = self.columns()[column]
-        rows = []
+        rows, partial = [], self.missing_some(names, doses)
         for name in names:
-            mark = " [1]" if name in self.partial else ""
+            mark = " [1]" if name in partial else ""
             cells = [spread(patient_means(self.of(name, dose), column).values(), digits) for dose in doses]
             rows.append([self.methods[name].title + mark, *cells])
-        partial = [name for name in names if name in self.partial]
         if partial and OURS in names:
             cells = []
             for dose in doses:
@@ -118,6 +117,11 @@ class Report:
                 cells.append(spread(patient_means(same, column).values(), digits))
             rows.append([f"{self.methods[OURS].title}, on the slices of [1]", *cells])
         return markdown_table(["", *(f"{dose:.0%}" for dose in doses)], rows)
+
+    def missing_some(self, names: Sequence[str], doses: Sequence[float]) -> list[str]:
+        """Those of the methods that were not measured on every slice at each of these doses."""
+        counts = {name: sum(len(self.of(name, dose)) for dose in doses) for name in self.measured}
+        return [name for name in names if counts[name] < max(counts.values())]
 
     def peers(self) -> list[str]:
         """Measured peers that ours has to beat."""
@@ -174,11 +178,16 @@ class Report:
     def short(self) -> str:
         """What README shows."""
         doses = [dose for dose in README_DOSES if dose in self.doses]
-        chosen = [*README_METHODS[0], *(self.best_of(group, doses) for group in PEER_GROUPS), *README_METHODS[1]]
-        chosen = [name for name in dict.fromkeys(chosen) if name in self.measured]
+        strongest = {best[0] for dose in doses for patient in self.slices if (best := self.best_peer(patient, dose))}
+        strongest |= {self.best_of(group, doses) for group in PEER_GROUPS}
+        peers = [name for name in self.methods if name in strongest]
+        chosen = [
+            name for name in dict.fromkeys((*README_METHODS[0], *peers, *README_METHODS[1])) if name in self.measured
+        ]
         lines = [
             f"{self.n()}; reference: Ram-Lak FBP of the noise-free line integrals. Mean over patients, in brackets "
-            "lowest and highest. Of the classical and of the self-supervised peers the best is shown; all methods, "
+            "lowest and highest. Of the classical and self-supervised peers those are shown that are the best of their "
+            "kind, or the hardest to beat for a patient at a dose; all methods, "
             "doses and metrics, and which peers were skipped: [docs/results/quality.md](docs/results/quality.md).",
         ]
         for column in README_COLUMNS:

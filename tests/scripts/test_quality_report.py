@@ -63,10 +63,19 @@ def test_the_best_peer_is_the_one_that_is_beaten_by_least(report):
     assert "| ada | +6.02; 2/2 (TV) | +4.08; 1/1 (BM3D) |" in report.best_table()
 
 
-def test_the_front_page_shows_the_best_of_each_kind_that_saw_every_slice(report):
+def test_the_front_page_shows_the_best_of_each_kind_and_whatever_is_hardest_to_beat_for_a_patient(report):
     text = report.short()
     assert "| TV |" in text and "| NOISE2INVERSE |" in text and "| RESTORED |" in text
-    assert "| NLM |" not in text and "| BM3D" not in text
+    assert "| NLM |" not in text and "| BM3D [1] |" in text
+
+
+def test_a_method_is_marked_only_where_a_shown_dose_lacks_a_slice(report):
+    assert report.missing_some(["tv", "bm3d"], DOSES) == ["bm3d"]
+    assert "[1]" not in report.table("rmse_hu", ["tv", "restored"], DOSES)
+
+
+def test_the_front_page_says_who_was_measured_and_how(report):
+    text = report.short()
     assert "2 patients that training never saw (slices: ada: 2, ben: 2)" in text
     assert "SSIM, abdomen [-150, 250] HU, range its width" in text
 
