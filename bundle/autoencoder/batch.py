@@ -26,7 +26,7 @@ class PrepareDistillationPair(PrepareBatch):
         input_key: the noisy reconstruction, x_ld.
         target_key: the reconstruction of the denoised sinogram, xhat.
         reference_key: what metrics compare with; None while training.
-        noise_key: the local noise of the input, HU, for a network that is told; None: it is not told.
+        noise_key: what stage 1 took for noise in the input, HU, for a network that is told; None: it is not told.
         pass_target: whether a network in validation gets the target too. The autoencoder needs it (its latent is the
             target's), the refiner restores without it.
 

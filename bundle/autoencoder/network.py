@@ -17,8 +17,8 @@ STRIDE = 8
 NUM_SCALES = 3
 
 
-# HU of noise that count as little: below, the noise map is linear.
-_NOISE_UNIT = 8.0
+# HU of noise that count as little: below, the noise level is linear. Side of the window that it is measured in, pixels.
+_NOISE_UNIT, _NOISE_WINDOW = 8.0, 7
 
 
 class DistillationAutoencoder(nn.Module):
@@ -35,8 +35,9 @@ class DistillationAutoencoder(nn.Module):
             the latent.
         num_blocks: residual blocks at each scale, in the encoder and in the decoder.
         scale_hu: HU that make 1 inside the networks.
-        noise_aware: the encoder also sees how noisy each place is (``noise`` of :meth:`encode`). A denoiser that has to
-            guess the noise smooths what is quiet and leaves noise in what is loud.
+        noise_aware: the encoder also sees what stage 1 took for noise (``noise`` of :meth:`encode`) and its local size.
+            A denoiser that has to guess the noise smooths what is quiet and leaves noise in what is loud; one that
+            does not see what was taken away cannot bring back the detail in it.
 
     Raises:
         ValueError: ``channels`` or ``skip_channels`` do not name three positive numbers, or a number is not positive.
@@ -63,22 +64,25 @@ class DistillationAutoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.scale_hu = scale_hu
         self.noise_aware = bool(noise_aware)
-        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks, 1 + self.noise_aware)
+        self.encoder = Encoder(channels, latent_channels, skip_channels, num_blocks, 3 if self.noise_aware else 1)
         self.decoder = Decoder(channels, latent_channels, skip_channels, num_blocks)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def encode(
+        self, image: Tensor, noise: Tensor | None = None, encoder: Encoder | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Latent ``(B, K, h, w)`` of unit variance and the three skips, finest first, of an image in HU.
 
-        ``noise`` is the local size of the noise, HU, in the shape of the image; None: none, as in a target. Without
-        ``noise_aware`` it is not looked at. In training mode the latent is normalised by its own batch, else by the
-        statistics kept from training.
+        ``noise`` is what stage 1 took for noise, ``x_ld - xhat`` in HU, in the shape of the image; None: none, as in a
+        target. Without ``noise_aware`` it is not looked at. In training mode the latent is normalised by its own batch,
+        else by the statistics kept from training. ``encoder`` takes the place of the autoencoder's own.
 
         Raises:
             ValueError: ``image`` is not ``(B, 1, H, W)``, or ``noise`` has another shape.
         """
-        features = self._features(image, noise, "image")
-        return self.encoder.latent(features), self.encoder.skips(features)
+        encoder = self.encoder if encoder is None else encoder
+        features = encoder(self._scaled(image, noise, "image"))
+        return encoder.latent(features), encoder.skips(features)
 
     def decode(self, latent: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Residual ``(B, 1, 8h, 8w)``, in units of ``scale_hu``, of a latent ``(B, K, h, w)`` and three skips."""
@@ -99,12 +103,14 @@ class DistillationAutoencoder(nn.Module):
         """
         if target is not None and target.shape != image.shape:
             raise ValueError(f"target must have the shape of image, {tuple(image.shape)}, got {tuple(target.shape)}")
-        features = self._features(image, noise, "image")
+        features = self.encoder(self._scaled(image, noise, "image"))
         # Only the latent that is decoded may enter the running statistics: they describe what diffusion will predict.
-        latent = self.encoder.latent(features if target is None else self._features(target, None, "target"))
+        of_target = features if target is None else self.encoder(self._scaled(target, None, "target"))
+        latent = self.encoder.latent(of_target)
         return self.restore(image, latent, self.encoder.skips(features))
 
-    def _features(self, image: Tensor, noise: Tensor | None, name: str) -> list[Tensor]:
+    def _scaled(self, image: Tensor, noise: Tensor | None, name: str) -> Tensor:
+        """What the encoder is given, ``(B, inputs, H, W)``, padded to multiples of 8."""
         if image.ndim != 4 or image.shape[1] != 1:
             raise ValueError(f"{name} must be (B, 1, H, W) in HU, got shape {tuple(image.shape)}")
         if noise is not None and noise.shape != image.shape:
@@ -112,11 +118,17 @@ class DistillationAutoencoder(nn.Module):
         height, width = image.shape[-2:]
         scaled = image / self.scale_hu
         if self.noise_aware:
+            noise = torch.zeros_like(image) if noise is None else noise
             # Noise spans from a few HU to a thousand: by its logarithm each doubling counts the same.
-            level = torch.zeros_like(image) if noise is None else torch.log2(1 + noise / _NOISE_UNIT) / 4
-            scaled = torch.cat([scaled, level], dim=1)
-        scaled = F.pad(scaled, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        return self.encoder(scaled)
+            level = torch.log2(1 + _local_size(noise) / _NOISE_UNIT) / 4
+            scaled = torch.cat([scaled, level, noise / self.scale_hu], dim=1)
+        return F.pad(scaled, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+def _local_size(noise: Tensor) -> Tensor:
+    """Root mean square around each pixel."""
+    margin = (_NOISE_WINDOW // 2,) * 4
+    return F.avg_pool2d(F.pad(noise.square(), margin, mode="replicate"), _NOISE_WINDOW, 1).sqrt()
 
 
 class Encoder(nn.Module):

@@ -3,6 +3,8 @@
 # Shapes in this file: B batch, H W image, K latent channels, h w latent.
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -12,14 +14,16 @@ from .sampling import PosteriorMeanScheduler
 class LatentRefiner(nn.Module):
     """Refine an image by denoising a latent under the condition of the image's own; HU in, HU out.
 
-    The encoder is frozen: it makes condition, skips and, in training, the latent of the target, with the statistics it
-    kept. Denoiser and decoder learn. The reverse steps are unrolled, so the image loss reaches every one of them.
+    A frozen copy of the encoder as it came makes the latent of the target, so what diffusion learns stands still. The
+    encoder itself makes condition and skips; it learns on, with denoiser and decoder. The reverse steps are unrolled,
+    so the image loss reaches every one of them.
 
     Args:
-        autoencoder: has ``encoder`` (frozen here), ``latent_channels``, ``encode(image, noise) -> (latent, skips)`` and
+        autoencoder: has ``encoder``, ``encode(image, noise, encoder) -> (latent, skips)`` and
             ``restore(image, latent, skips)``.
         denoiser: ``forward(x, timesteps)``, x the noisy latent joined with the condition along channels.
         scheduler: its ``timesteps`` are the reverse steps.
+        train_encoder: whether the encoder learns on; else condition and skips stay those of stage 2.
         seed: fixes the noise that sampling starts from. Every image of a batch starts from the same, so a result
             depends on its image alone.
 
@@ -27,19 +31,26 @@ class LatentRefiner(nn.Module):
     """
 
     def __init__(
-        self, autoencoder: nn.Module, denoiser: nn.Module, scheduler: PosteriorMeanScheduler, seed: int = 0
+        self,
+        autoencoder: nn.Module,
+        denoiser: nn.Module,
+        scheduler: PosteriorMeanScheduler,
+        seed: int = 0,
+        train_encoder: bool = True,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.seed = seed
-        self.autoencoder.encoder.requires_grad_(False).eval()
+        self.target_encoder = copy.deepcopy(autoencoder.encoder).requires_grad_(False).eval()
+        self.autoencoder.encoder.requires_grad_(train_encoder).eval()
 
     def train(self, mode: bool = True) -> LatentRefiner:
-        """As ever, but the encoder stays in evaluation: its statistics define the latent that diffusion learns."""
+        """As ever, but the encoders stay in evaluation: their statistics define the latent that diffusion learns."""
         super().train(mode)
         self.autoencoder.encoder.eval()
+        self.target_encoder.eval()
         return self
 
     def forward(
@@ -50,7 +61,7 @@ class LatentRefiner(nn.Module):
         Args:
             image: ``(B, 1, H, W)`` in HU.
             target: the image to distil towards, same shape; None to restore.
-            noise: local size of the image's noise, HU, same shape, for an autoencoder that wants it.
+            noise: what stage 1 took for noise in the image, HU, same shape, for an autoencoder that wants it.
 
         Returns:
             Without a target, the refined image ``(B, 1, H, W)`` in HU; the same for the same input.
@@ -63,12 +74,12 @@ class LatentRefiner(nn.Module):
         """
         if target is not None and target.shape != image.shape:
             raise ValueError(f"target must have the shape of image, {tuple(image.shape)}, got {tuple(target.shape)}")
-        with torch.no_grad():
-            condition, skips = self.autoencoder.encode(image, noise)
-            original = None if target is None else self.autoencoder.encode(target)[0]
-        if original is None:
+        condition, skips = self.autoencoder.encode(image, noise)
+        if target is None:
             return self.autoencoder.restore(image, self.denoise(self.fixed_noise(condition), condition), skips)
 
+        with torch.no_grad():
+            original, _ = self.autoencoder.encode(target, encoder=self.target_encoder)
         noise = torch.randn_like(original)
         last = torch.full(original.shape[:1], self.scheduler.num_train_timesteps - 1, device=original.device)
         latent = self.denoise(self.scheduler.add_noise(original, noise, last), condition)

@@ -18,7 +18,6 @@ from bundle.physics import (
     attenuation_to_hu,
     log_bias,
 )
-from bundle.transforms import removed_noise
 
 from .held_out import Candidates
 
@@ -56,9 +55,10 @@ class LowDoseRestorer(nn.Module):
     that depends on a geometry.
 
     Args:
-        projection: sinogram denoiser ``f``, ``(B, 1, V, D)`` to ``(B, 1, V, D)``.
+        projection: sinogram denoiser ``f``, ``forward(sinogram, incident_photons=None, electronic_variance=None)``,
+            ``(B, 1, V, D)`` to ``(B, 1, V, D)``; the scan's noise is told where the photons are known.
         refiner: image refiner, ``forward(image_hu, noise=...)``, all HU ``(B, 1, H, W)``; ``noise`` is
-            :func:`bundle.transforms.removed_noise`.
+            what stage 1 took for noise, ``x_ld - xhat``.
         fusion: module with ``forward(low_dose_hu, prior_hu)`` and ``weight(low_dose_hu, prior_hu)``.
         geometry: scan and image grid that a sinogram without its own geometry is read in.
         window: ramp window of the backprojection.
@@ -202,17 +202,18 @@ class LowDoseRestorer(nn.Module):
 
         ``fbp`` saves a backprojection where the sinogram's has been made already.
         """
-        denoised = self.projection(sinogram)
         if incident_photons is None:
+            denoised = self.projection(sinogram)
             return self._reconstruct(sinogram, geometry) if fbp is None else fbp, self._reconstruct(denoised, geometry)
         variance = self.electronic_variance if electronic_variance is None else electronic_variance
+        denoised = self.projection(sinogram, incident_photons=incident_photons, electronic_variance=variance)
         bias = log_bias(denoised, incident_photons, electronic_variance=variance)
         return self._reconstruct(sinogram - bias, geometry), self._reconstruct(denoised - bias, geometry)
 
     @torch.no_grad()
     def refine(self, low_dose_hu: Tensor, prior_hu: Tensor, fused_hu: Tensor) -> Tensor:
         """The refined image, before any output fusion; all ``(B, 1, H, W)`` in HU."""
-        noise = removed_noise(low_dose_hu, prior_hu)
+        noise = low_dose_hu - prior_hu
         if self.fusion_order == "before":
             return self._with_level(self.refiner(fused_hu, noise=noise), fused_hu)
         weight = self.fusion.weight(low_dose_hu, prior_hu)

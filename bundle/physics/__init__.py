@@ -10,27 +10,20 @@ from .artefacts import (
     shoulders,
     truncate_detector,
 )
+from .bodies import abdomen_phantom, chest_phantom, mixed_phantom
 from .dose import (
     check_fractions,
     expected_log_bias,
     line_integral_variance,
     log_bias,
+    noise_level,
     simulate_low_dose,
     thin_line_integrals,
 )
 from .fbp import RAMP_WINDOWS, FilteredBackprojection
 from .geometry import FanBeamGeometry
 from .noise_model import NoiseModel, estimate_noise_model
-from .phantoms import (
-    Ellipse,
-    Phantom,
-    abdomen_phantom,
-    chest_phantom,
-    insert_phantom,
-    low_contrast_phantom,
-    mixed_phantom,
-    rod_places,
-)
+from .phantoms import Ellipse, Phantom, insert_phantom, low_contrast_phantom, rod_places
 from .projector import FanBeamProjector
 from .units import MU_WATER, attenuation_to_hu, hu_to_attenuation
 
@@ -56,6 +49,7 @@ __all__ = [
     "insert_phantom",
     "line_integral_variance",
     "log_bias",
+    "noise_level",
     "low_contrast_phantom",
     "metal_inserts",
     "mixed_phantom",

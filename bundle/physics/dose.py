@@ -59,21 +59,45 @@ def simulate_low_dose(
 
 
 def line_integral_variance(
-    line_integrals: Tensor, photons: float, *, dose: float | Tensor = 1.0, electronic_variance: float = 0.0
+    line_integrals: Tensor,
+    photons: float | Tensor,
+    *,
+    dose: float | Tensor = 1.0,
+    electronic_variance: float | Tensor = 0.0,
 ) -> Tensor:
     """Variance of noisy line integrals, to first order: ``(1 / N)(1 + electronic_variance / N)``, N the mean count.
 
     Args:
         line_integrals: noise-free (or smoothed) ``p``, any shape.
-        photons: incident photons a ray at normal dose.
-        dose: fraction of the normal dose; a tensor that broadcasts where scans differ.
-        electronic_variance: as in :func:`simulate_low_dose`.
+        photons: incident photons a ray at normal dose; a tensor that broadcasts where scans differ.
+        dose: fraction of the normal dose; a tensor likewise.
+        electronic_variance: as in :func:`simulate_low_dose`; a tensor likewise.
 
     Raises:
         ValueError: ``photons`` or ``dose`` not positive.
     """
     counts = _incident(photons, dose) * torch.exp(-line_integrals)
     return (1 + electronic_variance / counts) / counts
+
+
+def noise_level(
+    line_integrals: Tensor, photons: float | Tensor, *, electronic_variance: float | Tensor = 0.0
+) -> Tensor:
+    """Standard deviation of noisy line integrals, :func:`line_integral_variance`, at most that of one count.
+
+    A ray of less than one photon on average tells nothing; this also bounds the exponential. No gradient.
+
+    Args:
+        line_integrals: noise-free (or smoothed) ``p``, any shape.
+        photons: incident photons a ray of this scan; a tensor that broadcasts where scans differ.
+        electronic_variance: variance of the electronic noise, photons squared; a number or a tensor likewise.
+
+    Raises:
+        ValueError: ``photons`` not positive.
+    """
+    starved = torch.as_tensor(photons).to(line_integrals).log().clamp_min(0)
+    line_integrals = torch.minimum(line_integrals.detach(), starved)
+    return line_integral_variance(line_integrals, photons, electronic_variance=electronic_variance).sqrt()
 
 
 def log_bias(
@@ -235,7 +259,7 @@ def _check_noise(electronic_variance: float, floor: float) -> None:
             raise ValueError(f"{name} must be {'positive' if least else 'zero or more'}, got {value}")
 
 
-def _incident(photons: float, dose: float | Tensor) -> float | Tensor:
+def _incident(photons: float | Tensor, dose: float | Tensor) -> float | Tensor:
     for name, value in (("photons", photons), ("dose", dose)):
         least, most = (value.min().item(), value.max().item()) if isinstance(value, Tensor) else (value, value)
         if not (least > 0 and math.isfinite(most)):

@@ -3,6 +3,7 @@
 from .batch import (
     AlphaRamp,
     FiniteLoss,
+    MixedPrecisionInferer,
     PrepareReconstruction,
     PrepareSubPair,
     PrepareThinnedPair,
@@ -16,6 +17,7 @@ __all__ = [
     "AlphaRamp",
     "ContextualSubsampler",
     "FiniteLoss",
+    "MixedPrecisionInferer",
     "PrepareReconstruction",
     "PrepareSubPair",
     "PrepareThinnedPair",

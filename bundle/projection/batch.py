@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import PrepareBatch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils import CommonKeys, convert_to_tensor
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from bundle.physics import (
 from .loss import SimilarityLoss, SubPairTarget
 from .sampler import ContextualSubsampler
 
+#: Entries of a batch that say how noisy each of its scans is, (B): photons a ray, and photons squared.
+NOISE_KEYS = ("incident_photons", "electronic_variance")
+
 
 class PrepareSubPair(PrepareBatch):
     """Turn a batch of noisy sinograms into input and target of stage 1; nothing but sinograms and doses is read.
@@ -35,21 +38,14 @@ class PrepareSubPair(PrepareBatch):
     Args:
         sampler: draws the masks, anew for every batch.
         denoiser: ``f``, the network in training; ``f(y)`` is computed without gradient.
-        key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
-        dose_key: entry that holds each item's dose (B), if there is one; the loss uses it.
+        key: entry of the batch that holds the noisy line integrals (B, 1, V, D). Where the batch says them, its
+            ``incident_photons`` (B) and ``electronic_variance`` (B) reach denoiser and loss.
     """
 
-    def __init__(
-        self,
-        sampler: ContextualSubsampler,
-        denoiser: Callable[[Tensor], Tensor],
-        key: str = "sinogram",
-        dose_key: str = "dose",
-    ) -> None:
+    def __init__(self, sampler: ContextualSubsampler, denoiser: Callable[..., Tensor], key: str = "sinogram") -> None:
         self.sampler = sampler
         self.denoiser = denoiser
         self.key = key
-        self.dose_key = dose_key
 
     def __call__(
         self,
@@ -57,23 +53,22 @@ class PrepareSubPair(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, SubPairTarget]:
-        """``s1 y`` and what the loss needs beside it.
+    ) -> tuple[Tensor, SubPairTarget, tuple, dict[str, Tensor]]:
+        """``s1 y``, what the loss needs beside it, no more arguments, and the noise by name for the denoiser.
 
         Raises:
             ValueError: the batch has no sinogram, or it is not (B, 1, V, D).
         """
         sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
+        noise = _noise(batchdata, sinogram)
         plan = self.sampler(sinogram)
         sub_input, sub_target = plan(sinogram)
         with torch.no_grad():
-            denoised_input, denoised_target = plan(self.denoiser(sinogram))
+            denoised_input, denoised_target = plan(self.denoiser(sinogram, **noise))
         target = SubPairTarget(
-            input=sub_input, target=sub_target, denoised_input=denoised_input, denoised_target=denoised_target
+            input=sub_input, target=sub_target, denoised_input=denoised_input, denoised_target=denoised_target, **noise
         )
-        if self.dose_key in batchdata:
-            target["dose"] = torch.as_tensor(batchdata[self.dose_key]).to(sinogram).reshape(-1, 1, 1, 1)
-        return sub_input, target
+        return sub_input, target, (), noise
 
 
 class PrepareThinnedPair(PrepareBatch):
@@ -87,12 +82,9 @@ class PrepareThinnedPair(PrepareBatch):
 
     Args:
         denoiser: ``f``, the network in training; it is run without gradient to tell the biases.
-        photons: incident photons a ray at normal dose.
-        dose: fraction of the normal dose, where the batch does not say.
-        electronic_variance: of the detector, photons squared.
         fractions: least and greatest share of the photons that the input is given, drawn log-uniformly.
-        key: entry of the batch that holds the noisy line integrals (B, 1, V, D).
-        dose_key: entry that holds each item's dose (B), if there is one.
+        key: entry of the batch that holds the noisy line integrals (B, 1, V, D), beside their ``incident_photons`` (B)
+            and ``electronic_variance`` (B).
 
     Raises:
         ValueError: ``fractions`` are not two growing numbers between 0 and 1.
@@ -102,21 +94,13 @@ class PrepareThinnedPair(PrepareBatch):
 
     def __init__(
         self,
-        denoiser: Callable[[Tensor], Tensor],
-        photons: float,
-        dose: float,
-        electronic_variance: float,
+        denoiser: Callable[..., Tensor],
         fractions: Sequence[float] = (0.04, 0.85),
         key: str = "sinogram",
-        dose_key: str = "dose",
     ) -> None:
         self.fractions = check_fractions(fractions)
         self.denoiser = denoiser
-        self.photons = photons
-        self.dose = dose
-        self.electronic_variance = electronic_variance
         self.key = key
-        self.dose_key = dose_key
 
     def __call__(
         self,
@@ -124,41 +108,42 @@ class PrepareThinnedPair(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, SubPairTarget]:
-        """The input and what the loss needs beside it; ``dose`` is that of the target.
+    ) -> tuple[Tensor, SubPairTarget, tuple, dict[str, Tensor]]:
+        """The input, what the loss needs beside it, no more arguments, and the noise of the input by name.
 
         Raises:
-            ValueError: the batch has no sinogram, or it is not (B, 1, V, D).
+            ValueError: the batch has no sinogram, or it is not (B, 1, V, D), or its photons are not known.
         """
         sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
-        doses = torch.as_tensor(batchdata.get(self.dose_key, self.dose), dtype=torch.float64).expand(len(sinogram))
+        noise = _noise(batchdata, sinogram)
+        if len(noise) != len(NOISE_KEYS):
+            raise ValueError(f"the batch must have {NOISE_KEYS} to part the photons, got {sorted(batchdata)}")
         low, high = self.fractions
-        fractions = (low * (high / low) ** torch.rand(len(sinogram), dtype=torch.float64)).tolist()
-        noise = {"photons": self.photons, "electronic_variance": self.electronic_variance}
+        # Drawn on the CPU: the same seed parts alike on every device.
+        fractions = (low * (high / low) ** torch.rand(len(sinogram), 1, 1, 1, dtype=torch.float64)).to(sinogram)
+        noises = [{name: share * value for name, value in noise.items()} for share in (fractions, 1 - fractions)]
         parts = [
-            thin_line_integrals(noisy, fraction=fraction, dose=dose, **noise)
-            for noisy, fraction, dose in zip(sinogram, fractions, doses.tolist())
+            thin_line_integrals(
+                noisy, photons=photons.item(), fraction=fraction.item(), electronic_variance=variance.item()
+            )
+            for noisy, fraction, photons, variance in zip(sinogram, fractions, *(noise[name] for name in NOISE_KEYS))
         ]
         first, second = (torch.stack(part) for part in zip(*parts))
         with torch.no_grad():
-            means = self.denoiser(first)
-        for mean, aim, fraction, dose in zip(means, second, fractions, doses.tolist()):
-            bias = log_bias(mean, **_share(noise, fraction), dose=dose)
-            aim += bias - expected_log_bias(mean - bias, **_share(noise, 1 - fraction), dose=dose)
+            means = self.denoiser(first, **noises[0])
+        for index, (mean, aim) in enumerate(zip(means.float(), second)):
+            own, others = (
+                {
+                    "photons": part["incident_photons"][index].item(),
+                    "electronic_variance": part["electronic_variance"][index].item(),
+                }
+                for part in noises
+            )
+            bias = log_bias(mean, **own)
+            aim += bias - expected_log_bias(mean - bias, **others)
         none = torch.zeros_like(second)
-        dose_of_target = doses * (1 - torch.tensor(fractions, dtype=torch.float64))
-        return first, SubPairTarget(
-            input=first,
-            target=second,
-            denoised_input=none,
-            denoised_target=none,
-            dose=dose_of_target.to(sinogram).reshape(-1, 1, 1, 1),
-        )
-
-
-def _share(noise: Mapping[str, float], fraction: float) -> dict[str, float]:
-    """Photons and electronic variance of a part."""
-    return {name: fraction * value for name, value in noise.items()}
+        target = SubPairTarget(input=first, target=second, denoised_input=none, denoised_target=none, **noises[1])
+        return first, target, (), noises[0]
 
 
 class PrepareReconstruction(PrepareBatch):
@@ -182,7 +167,7 @@ class PrepareReconstruction(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
-        """Sinogram, reference, no more arguments, and the geometry by name.
+        """Sinogram, reference, no more arguments, and by name the geometry and what is known of the noise.
 
         Raises:
             ValueError: an entry is missing, or the sinogram is not (B, 1, V, D).
@@ -190,7 +175,12 @@ class PrepareReconstruction(PrepareBatch):
         sinogram = _sinogram(batchdata, self.key, device, non_blocking, **kwargs)
         reference = _entry(batchdata, self.reference_key)
         reference = convert_to_tensor(reference, track_meta=False).to(device, non_blocking=non_blocking, **kwargs)
-        return sinogram, reference, (), {"geometry": _entry(batchdata, self.geometry_key)}
+        return (
+            sinogram,
+            reference,
+            (),
+            {"geometry": _entry(batchdata, self.geometry_key), **_noise(batchdata, sinogram)},
+        )
 
 
 class ReconstructionInferer(Inferer):
@@ -230,6 +220,36 @@ class ReconstructionInferer(Inferer):
             raise ValueError(f"geometry must be the same for the whole batch, got {len(geometries)} different ones")
         reconstruct = _reconstruction(geometries.pop(), self.window, self.backend, inputs.device)
         return attenuation_to_hu(reconstruct(network(inputs, *args, **kwargs)))
+
+
+class MixedPrecisionInferer(SimpleInferer):
+    """Run the network in another precision than its weights and the loss have, on whatever device its input is.
+
+    Half the bits are twice the speed where the processor has instructions for them. The loss and the gradients of the
+    weights stay in float32, so ``bfloat16`` needs no scaling; MONAI's own ``amp`` is for CUDA alone.
+
+    Args:
+        precision: ``float32`` or ``bfloat16``.
+
+    Raises:
+        ValueError: another precision.
+    """
+
+    def __init__(self, precision: str = "float32") -> None:
+        super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
+        self.precision = precision
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The network's answer, in float32: a tensor, or a dictionary of them."""
+        if self.precision == "float32":
+            return super().__call__(inputs, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            answer = super().__call__(inputs, network, *args, **kwargs)
+        if isinstance(answer, Mapping):
+            return {name: value.float() for name, value in answer.items()}
+        return answer.float()
 
 
 class AlphaRamp:
@@ -286,6 +306,15 @@ def _entry(batchdata: Mapping[str, Any], key: str) -> Any:
     if key not in batchdata:
         raise ValueError(f"the batch must have an entry {key!r}, got {sorted(batchdata)}")
     return batchdata[key]
+
+
+def _noise(batchdata: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+    """What the batch says of its noise, each (B, 1, 1, 1)."""
+    return {
+        key: convert_to_tensor(batchdata[key], track_meta=False).to(like).reshape(-1, 1, 1, 1)
+        for key in NOISE_KEYS
+        if key in batchdata
+    }
 
 
 def _sinogram(batchdata: Mapping[str, Any], key: str, device: Any, non_blocking: bool, **kwargs: Any) -> Tensor:

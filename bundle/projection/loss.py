@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
-from bundle.physics import line_integral_variance
+from bundle.physics import noise_level
 
 
 class SubPairTarget(TypedDict):
     """What the loss holds a prediction against; line integrals (B, 1, h, w), without gradient.
 
     ``input`` and ``target`` are two sub-sinograms of the noisy ``y``; ``denoised_input`` and ``denoised_target`` are
-    those of ``f(y)`` under the same masks. ``dose``, (B, 1, 1, 1), is there where the items of a batch differ in it.
+    those of ``f(y)`` under the same masks. ``incident_photons`` and ``electronic_variance`` of the target,
+    (B, 1, 1, 1), are there where the scans say them.
     """
 
     input: Tensor
     target: Tensor
     denoised_input: Tensor
     denoised_target: Tensor
-    dose: NotRequired[Tensor]
+    incident_photons: NotRequired[Tensor]
+    electronic_variance: NotRequired[Tensor]
 
 
 _SUB_SINOGRAMS = ("input", "target", "denoised_input", "denoised_target")
@@ -51,14 +53,17 @@ class SimilarityLoss(nn.Module):
         tau: difference from which on a pair is left out; ``None`` for no mask. In standard deviations with a noise
             model, in line integrals without.
         photons: incident photons a ray at normal dose; ``None`` for no noise model.
-        dose: fraction of the normal dose that ``y`` was taken with, where the target does not say.
-        electronic_variance: variance of the electronic noise, photons squared.
+        dose: fraction of the normal dose that ``y`` was taken with.
+        electronic_variance: variance of the electronic noise, photons squared. It, photons and dose are asked only
+            where the target does not say.
+        ramp_weight: weight of a third term, :func:`ramp_power` of the (standardised) residual: what the ramp filter of
+            the reconstruction makes of it. 0: none, as in the paper.
         standardise: divide both residuals by the local standard deviation, so that thin rays, which are quiet, count
             as much as thick ones. Needs the noise model.
 
     Raises:
-        ValueError: a negative ``alpha`` or ``electronic_variance``; ``tau``, ``photons`` or ``dose`` not positive;
-            ``standardise`` without ``photons``.
+        ValueError: a negative ``alpha``, ``electronic_variance`` or ``ramp_weight``; ``tau``, ``photons`` or ``dose``
+            not positive; ``standardise`` without ``photons``.
 
     Source: EGenDiff, arXiv 2509.23885, Eq. 9; Neighbor2Neighbor, CVPR 2021, Eq. 10. The form of e and the noise model
     are this project's.
@@ -72,12 +77,17 @@ class SimilarityLoss(nn.Module):
         dose: float = 0.25,
         electronic_variance: float = 10.0,
         standardise: bool = True,
+        ramp_weight: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("tau", tau), ("photons", photons), ("dose", dose)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        for name, value in (("alpha", alpha), ("electronic_variance", electronic_variance)):
+        for name, value in (
+            ("alpha", alpha),
+            ("electronic_variance", electronic_variance),
+            ("ramp_weight", ramp_weight),
+        ):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be zero or more, got {value}")
         if standardise and photons is None:
@@ -88,6 +98,7 @@ class SimilarityLoss(nn.Module):
         self.dose = dose
         self.electronic_variance = electronic_variance
         self.standardise = standardise
+        self.ramp_weight = float(ramp_weight)
 
     def forward(self, prediction: Tensor, target: SubPairTarget) -> Tensor:
         """Mean loss of ``f(s1 y)``, (B, 1, h, w), against what :class:`SubPairTarget` holds.
@@ -101,7 +112,7 @@ class SimilarityLoss(nn.Module):
                 raise ValueError(
                     f"target[{name!r}] must be shaped as the prediction {tuple(prediction.shape)}, got {shape}"
                 )
-        sigma = self.noise_level(prediction, target.get("dose"))
+        sigma = self.noise_level(prediction, target.get("incident_photons"), target.get("electronic_variance"))
         residual = prediction - target["target"]
         denoised = target["denoised_input"] - target["denoised_target"]
         if self.tau is not None:
@@ -111,24 +122,42 @@ class SimilarityLoss(nn.Module):
         consistency = residual - denoised
         if self.standardise:
             residual, consistency = residual / sigma, consistency / sigma
-        return residual.square().mean() + self.alpha * consistency.square().mean()
+        loss = residual.square().mean() + self.alpha * consistency.square().mean()
+        return loss + self.ramp_weight * ramp_power(residual) if self.ramp_weight else loss
 
-    def noise_level(self, prediction: Tensor, dose: float | Tensor | None = None) -> Tensor | None:
+    def noise_level(
+        self,
+        prediction: Tensor,
+        incident_photons: float | Tensor | None = None,
+        electronic_variance: float | Tensor | None = None,
+    ) -> Tensor | None:
         """Standard deviation of the noise in ``y`` where the line integrals are ``prediction``; None without a model.
 
-        Never below one photon's worth of signal, and without gradient.
+        ``incident_photons`` and ``electronic_variance`` of the scan win over those of the loss. Without gradient.
         """
         if self.photons is None:
             return None
-        dose = self.dose if dose is None else dose
-        # A ray of less than one photon on average tells nothing; this also bounds the exponential.
-        starved = torch.as_tensor(self.photons * dose).to(prediction).log().clamp_min(0)
-        return line_integral_variance(
-            torch.minimum(prediction.detach(), starved),
-            self.photons,
-            dose=dose,
-            electronic_variance=self.electronic_variance,
-        ).sqrt()
+        return noise_level(
+            prediction,
+            self.photons * self.dose if incident_photons is None else incident_photons,
+            electronic_variance=self.electronic_variance if electronic_variance is None else electronic_variance,
+        )
+
+
+def ramp_power(residual: Tensor) -> Tensor:
+    """Mean power of a residual (B, 1, V, D) behind the square root of the ramp filter along the cells, a scalar.
+
+    The error that a sinogram's error makes in the reconstructed image has the ramp as its weight, by Parseval's theorem
+    and the Fourier slice theorem: broad errors hardly matter there, sharp ones do. White noise keeps its power. Cells
+    outside count as zero.
+    """
+    cells = residual.shape[-1]
+    spectrum = torch.fft.rfft(residual.float(), n=2 * cells, dim=-1).abs().square()
+    frequency = torch.arange(cells + 1, device=residual.device) / cells
+    # Both signs of every frequency but the first and the last; the mean of the ramp is one half.
+    both = torch.full_like(frequency, 2.0)
+    both[0] = both[-1] = 1.0
+    return (spectrum * (2 * frequency * both)).sum(-1).mean() / (2 * cells * cells)
 
 
 def _similarity(difference: Tensor, limit: float | Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from .crops import TissueWeightd, tissue_weight
 from .files import LoadScand
 from .low_dose import RandThinCountsd, SimulateScand, ThinCountsd, noise_seed
-from .reconstruct import RandMixd, ReconstructPaird, RemovedNoised, removed_noise
+from .reconstruct import RandMixd, ReconstructPaird, RemovedNoised
 from .slices import training_slices
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "ThinCountsd",
     "TissueWeightd",
     "noise_seed",
-    "removed_noise",
     "tissue_weight",
     "training_slices",
 ]

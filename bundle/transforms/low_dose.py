@@ -181,21 +181,25 @@ class ThinCountsd(Transform):
 
 
 class RandThinCountsd(RandomizableTransform):
-    """Sometimes keep only a part of the photons of ``sinogram``, and say so in ``dose``: one dose trains all below.
+    """Sometimes keep only a part of the photons of ``sinogram``: one dose trains all below.
 
-    The fraction kept is drawn log-uniformly; ``dose`` becomes a float32 scalar tensor.
+    The fraction kept is drawn log-uniformly. ``incident_photons`` and ``electronic_variance`` become those of what is
+    kept, float32 scalar tensors, also where nothing was taken away.
 
     Args:
         photons: incident photons a ray at normal dose.
-        dose: fraction of the normal dose, where the item does not say.
+        dose: fraction of the normal dose. Both where the item does not say its ``incident_photons``.
         least: least fraction kept, between 0 and 1.
         prob: probability of thinning at all; 0 leaves every sinogram as it is.
+        electronic_variance: of the detector, photons squared, where the item does not say.
 
     Raises:
         ValueError: an argument that cannot be.
     """
 
-    def __init__(self, photons: float, dose: float, least: float = 0.1, prob: float = 0.5) -> None:
+    def __init__(
+        self, photons: float, dose: float, least: float = 0.1, prob: float = 0.5, electronic_variance: float = 0.0
+    ) -> None:
         super().__init__(prob)
         _positive("photons", photons)
         _positive("dose", dose)
@@ -204,6 +208,7 @@ class RandThinCountsd(RandomizableTransform):
         self.photons = photons
         self.dose = dose
         self.least = least
+        self.electronic_variance = electronic_variance
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to thin, the fraction kept, and the seed of the thinning."""
@@ -214,14 +219,18 @@ class RandThinCountsd(RandomizableTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         self.randomize()
-        dose = float(item.get("dose", self.dose))
+        photons = float(item.get("incident_photons", self.photons * self.dose))
+        variance = float(item.get("electronic_variance", self.electronic_variance))
         # Plain, thinned or not: tensors with and without metadata can't be batched together.
         sinogram = convert_to_tensor(item["sinogram"], track_meta=False)
         if self._do_transform and self._fraction < 1:
             generator = torch.Generator().manual_seed(self._seed)
-            sinogram, _ = thin_line_integrals(sinogram, self.photons, self._fraction, dose=dose, generator=generator)
-            dose *= self._fraction
-        return {**item, "sinogram": sinogram, "dose": torch.tensor(dose)}
+            sinogram, _ = thin_line_integrals(
+                sinogram, photons, self._fraction, electronic_variance=variance, generator=generator
+            )
+            photons, variance = photons * self._fraction, variance * self._fraction
+        noise = {"incident_photons": torch.tensor(photons), "electronic_variance": torch.tensor(variance)}
+        return {**item, "sinogram": sinogram, **noise}
 
 
 def noise_seed(seed: int, name: str, index: int, dose: float) -> int:

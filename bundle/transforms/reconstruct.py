@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.networks.layers import separable_filtering
 from monai.transforms import RandomizableTransform, Transform
 from torch import Tensor, nn
 
@@ -28,7 +27,8 @@ class ReconstructPaird(Transform):
     its device.
 
     Args:
-        denoiser: maps ``(B, 1, V, D)`` line integrals to denoised ones.
+        denoiser: maps ``(B, 1, V, D)`` line integrals to denoised ones. It is told ``incident_photons`` and
+            ``electronic_variance`` wherever the item knows its photons (:data:`PHOTONS_KEYS`).
         window: ramp window of both reconstructions.
         slices_per_batch: how many slices of a stack are worked on at a time.
         input_key: the sinogram of ``fbp``.
@@ -36,7 +36,7 @@ class ReconstructPaird(Transform):
         input_prior_key: where the denoised input goes, for inputs that mix it in (:class:`RandMixd`); None: nowhere.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
         electronic_variance: of the detector, photons squared. Given, the bias that the logarithm of few counts has is
-            taken out of both reconstructions wherever the item knows its photons (:data:`PHOTONS_KEYS`); None: never.
+            taken out of both reconstructions wherever the item knows its photons; None: never. An item's own wins.
 
     Raises:
         ValueError: a sinogram does not fit its ``geometry``, a negative ``electronic_variance``, an
@@ -88,24 +88,26 @@ class ReconstructPaird(Transform):
             photons = item.get(PHOTONS_KEYS.get(source))
             # A thinned part has its share of the electronic variance.
             share = 1.0 if photons is None else float(photons) / float(item.get("incident_photons", photons))
-            apply = self._reconstruction(tuple(keys), reconstruct, photons, share)
+            known = item.get("electronic_variance", self.electronic_variance)
+            variance = None if known is None else share * float(known)
+            apply = self._reconstruction(tuple(keys), reconstruct, photons, variance)
             images = in_batches(apply, sinogram.reshape(-1, *geometry.sinogram_shape), self.slices_per_batch, device)
             for key, image in zip(keys.values(), images.unbind(1)):
                 item[key] = attenuation_to_hu(image).reshape(*sinogram.shape[:-2], *geometry.image_shape)
         return item
 
     def _reconstruction(
-        self, wanted: tuple[str, ...], reconstruct: nn.Module, photons: float | None, share: float
+        self, wanted: tuple[str, ...], reconstruct: nn.Module, photons: float | None, variance: float | None
     ) -> Callable[[Tensor], Tensor]:
         """From ``(B, 1, V, D)`` to the wanted images, side by side as ``(B, 1, N, H, W)`` in 1/mm."""
+        noise = {} if photons is None else {"incident_photons": float(photons), "electronic_variance": variance}
         biased = self.electronic_variance is not None and photons is not None
 
         def apply(noisy: Tensor) -> Tensor:
             sinograms = {"noisy": noisy}
             if biased or "denoised" in wanted:
-                sinograms["denoised"] = self.denoiser(noisy)
+                sinograms["denoised"] = self.denoiser(noisy, **noise)
             if biased:
-                variance = share * float(self.electronic_variance)
                 bias = log_bias(sinograms["denoised"], float(photons), electronic_variance=variance)
                 sinograms = {name: sinogram - bias for name, sinogram in sinograms.items()}
             return torch.stack([reconstruct(sinograms[name]) for name in wanted], dim=2)
@@ -113,23 +115,10 @@ class ReconstructPaird(Transform):
         return apply
 
 
-def removed_noise(image_hu: Tensor, prior_hu: Tensor, window_size: int = 7) -> Tensor:
-    """Local size of what stage 1 took away, HU: root mean square of ``image - prior`` in a square window.
-
-    It holds the noise of ``image`` and no anatomy, and tells the refiner how noisy a place is.
-
-    Args:
-        image_hu: FBP of the noisy sinogram, ``(..., H, W)``.
-        prior_hu: FBP of the denoised one, the same shape.
-        window_size: side of the window in pixels, odd.
-    """
-    box = image_hu.new_full((window_size,), 1 / window_size)
-    square = (image_hu - prior_hu).square().reshape(-1, 1, *image_hu.shape[-2:])
-    return separable_filtering(square, [box, box], mode="replicate").clamp_min(0).sqrt().reshape(image_hu.shape)
-
-
 class RemovedNoised(Transform):
-    """Add ``noise``, the :func:`removed_noise` of an image and the prior of the same photons, HU.
+    """Add ``noise``: what stage 1 took for noise, ``image - prior`` of the same photons, HU.
+
+    It holds the noise of the image, and what detail stage 1 lost: the refiner is told both.
 
     Args:
         image_key: the noisy image, HU.
@@ -143,7 +132,7 @@ class RemovedNoised(Transform):
         self.noise_key = noise_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, self.noise_key: removed_noise(data[self.image_key], data[self.prior_key])}
+        return {**data, self.noise_key: data[self.image_key] - data[self.prior_key]}
 
 
 class RandMixd(RandomizableTransform):

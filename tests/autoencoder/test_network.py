@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bundle.autoencoder import DistillationAutoencoder, StructureLoss
+from bundle.autoencoder.network import _local_size
 
 
 def small(seed=0, random_head=False, **arguments):
@@ -52,7 +53,7 @@ def test_the_latent_has_unit_variance_in_every_channel_while_training():
 def test_statistics_kept_from_training_normalise_the_latent_of_the_target():
     network = small().train()
     image, target = images(4, 1, 32, 32), 40 + 2 * images(4, 1, 32, 32, seed=2)
-    for _ in range(150):
+    for _ in range(250):
         network(image, target)
     latent, _ = network.eval().encode(target)
     torch.testing.assert_close(latent.var(dim=(0, 2, 3)), torch.ones(4), atol=3e-2, rtol=0)
@@ -99,6 +100,15 @@ def test_noise_reaches_the_skips_of_a_network_that_wants_it_and_of_no_other():
     assert not torch.equal(told.encode(image)[1][0], told.encode(image, noise)[1][0])
     assert torch.equal(untold.encode(image)[1][0], untold.encode(image, noise)[1][0])
     torch.testing.assert_close(told.encode(image), told.encode(image, torch.zeros_like(image)))
+
+
+def test_the_level_of_noise_is_its_root_mean_square_around_a_pixel():
+    noise = torch.zeros(1, 1, 16, 16)
+    noise[..., 8, 8] = -7.0
+    level = _local_size(noise)
+    torch.testing.assert_close(level[..., 5:12, 5:12], torch.ones(1, 1, 7, 7))
+    assert level.sum().item() == pytest.approx(49)
+    torch.testing.assert_close(_local_size(torch.full((1, 1, 9, 9), -3.0)), torch.full((1, 1, 9, 9), 3.0))
 
 
 def test_noise_of_another_shape_is_refused():

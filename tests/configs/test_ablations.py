@@ -73,10 +73,13 @@ def test_an_ablation_of_inference_changes_what_the_model_makes(name, model, volu
     assert (restored(whole, item) - restored(ablated, item)).abs().max() > 1e-3
 
 
-def test_stage_two_without_skips_learns_none(stages, volumes, start, tmp_path):
+def test_the_stages_without_skips_learn_none(stages, volumes, start, tmp_path):
     weights = {"projection_weights": stages.weights["projection_weights"]}
     settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path), **weights}
-    start("train_autoencoder.json", "ablations/no_skips.json", "smoke.json", **settings).run()
-    trained = torch.load(tmp_path / "autoencoder.pt", weights_only=True)
-    heads = [value for key, value in trained.items() if "skip_heads" in key]
-    assert heads and not any(value.any() for value in heads)
+    start("train_autoencoder.json", "ablations/no_skips_autoencoder.json", "smoke.json", **settings).run()
+    settings["autoencoder_weights"] = str(tmp_path / "autoencoder.pt")
+    start("train_diffusion.json", "ablations/no_skips.json", "smoke.json", **settings).run()
+    for name in ("autoencoder.pt", "diffusion.pt"):
+        trained = torch.load(tmp_path / name, weights_only=True)
+        heads = [value for key, value in trained.items() if "skip_heads" in key]
+        assert heads and not any(value.any() for value in heads)

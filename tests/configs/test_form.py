@@ -109,9 +109,11 @@ def test_every_config_is_known_to_these_tests():
     assert set(WHOLE) >= {*TRAIN, *INFER, *PEERS}
 
 
-def test_neighbor2neighbor_differs_from_stage_one_by_the_mask_alone():
-    without_mask = {**read("train_projection.json")["loss"], "tau": None}
-    assert without_comments(read("neighbor2neighbor.json")["loss"]) == without_comments(without_mask)
+def test_neighbor2neighbor_differs_from_stage_one_by_the_mask_and_by_knowing_no_photons_alone():
+    whole, peer = read("train_projection.json"), read("neighbor2neighbor.json")
+    assert {key for key in peer if not key.startswith("_")} == {"loss", "network_def"}
+    assert without_comments(peer["loss"]) == without_comments({**whole["loss"], "tau": None})
+    assert without_comments(peer["network_def"]) == without_comments({**whole["network_def"], "noise_aware": False})
 
 
 def test_the_supervised_twin_differs_from_the_cross_fitted_stages_by_its_target_alone():

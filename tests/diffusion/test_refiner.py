@@ -15,7 +15,7 @@ def images(*shape, seed=1):
     return 300 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def small(prediction_type="sample", seed=0):
+def small(prediction_type="sample", **options):
     """A refiner whose zero-started layers are random, as after training."""
     torch.manual_seed(0)
     autoencoder = DistillationAutoencoder(channels=(6, 8, 8), latent_channels=4, skip_channels=(2, 2, 2))
@@ -25,7 +25,7 @@ def small(prediction_type="sample", seed=0):
     denoiser = LatentTransformer(4, 4, width=8, depth=1, num_heads=2)
     torch.nn.init.normal_(denoiser.head.weight, std=0.1)
     torch.nn.init.normal_(denoiser.blocks[0].modulation.weight, std=0.1)
-    return LatentRefiner(autoencoder, denoiser, PosteriorMeanScheduler(prediction_type=prediction_type), seed=seed)
+    return LatentRefiner(autoencoder, denoiser, PosteriorMeanScheduler(prediction_type=prediction_type), **options)
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
@@ -63,7 +63,7 @@ def test_any_size_is_restored_in_its_size(size):
     assert small().eval()(images(1, 1, *size)).shape == (1, 1, *size)
 
 
-def test_the_image_loss_reaches_the_denoiser_in_every_step_and_never_the_encoder():
+def test_the_image_loss_reaches_the_denoiser_in_every_step_and_never_the_encoder_of_the_target():
     refiner = small().train()
     answers = []
 
@@ -80,23 +80,33 @@ def test_the_image_loss_reaches_the_denoiser_in_every_step_and_never_the_encoder
     assert len(extra) == 1 and extra[0].grad is None  # the answer at a random step serves the other term alone
     assert all(p.grad is not None for p in refiner.denoiser.parameters())
     assert all(p.grad is not None for p in refiner.autoencoder.decoder.parameters())
-    assert not any(p.requires_grad or p.grad is not None for p in refiner.autoencoder.encoder.parameters())
+    assert all(p.grad is not None for p in refiner.autoencoder.encoder.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in refiner.target_encoder.parameters())
     assert target.grad is None
 
 
-def test_the_encoder_stays_as_it_was_while_the_rest_trains():
-    refiner = small()
-    before = {name: value.clone() for name, value in refiner.autoencoder.encoder.state_dict().items()}
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_the_encoder_of_the_target_stays_as_it_was_while_the_rest_trains(train_encoder):
+    refiner = small(train_encoder=train_encoder)
+    parts = {"own": refiner.autoencoder.encoder, "target": refiner.target_encoder}
+    before = {part: {k: v.clone() for k, v in encoder.state_dict().items()} for part, encoder in parts.items()}
+    assert all(torch.equal(value, before["target"][name]) for name, value in before["own"].items())
     optimizer = torch.optim.Adam([p for p in refiner.parameters() if p.requires_grad], 1e-2)
     refiner.train()
-    assert not refiner.autoencoder.encoder.training and refiner.autoencoder.decoder.training
+    assert not any(encoder.training for encoder in parts.values()) and refiner.autoencoder.decoder.training
     for _ in range(2):
         optimizer.zero_grad()
         target = images(2, 1, 16, 16, seed=2)
         DistillationLoss(StructureLoss())(refiner(images(2, 1, 16, 16), target), target).backward()
         optimizer.step()
-    after = refiner.autoencoder.encoder.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    same = {
+        part: all(torch.equal(value, before[part][name]) for name, value in encoder.state_dict().items())
+        for part, encoder in parts.items()
+    }
+    assert same == {"own": not train_encoder, "target": True}
+    # The statistics of the latent are those of stage 2 in both.
+    norms = [encoder.latent_norm.state_dict() for encoder in parts.values()]
+    assert all(torch.equal(value, norms[1][name]) for name, value in norms[0].items())
 
 
 class Silent(torch.nn.Module):

@@ -26,14 +26,14 @@ class Smooth(nn.Module):
         self.layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode="replicate", bias=False)
         nn.init.constant_(self.layer.weight, 1 / 9)
 
-    def forward(self, value: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, noise: Tensor | None = None, **scan: float) -> Tensor:
         return self.layer(value)
 
 
 class Unchanged(nn.Module):
-    """A refiner that changes nothing."""
+    """A network of any stage that changes nothing."""
 
-    def forward(self, value: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, noise: Tensor | None = None, **scan: float) -> Tensor:
         return value
 
 

@@ -19,6 +19,7 @@ from bundle.projection import (
     AlphaRamp,
     ContextualSubsampler,
     FiniteLoss,
+    MixedPrecisionInferer,
     PrepareReconstruction,
     PrepareSubPair,
     PrepareThinnedPair,
@@ -41,10 +42,10 @@ GEOMETRY = FanBeamGeometry(
 
 
 class OnlySinogram(dict):
-    """A batch that fails when anything but the noisy sinogram is read."""
+    """A batch that fails when anything but the noisy sinogram and its noise is read."""
 
     def __getitem__(self, key):
-        assert key == "sinogram", f"training read {key!r}"
+        assert key in ("sinogram", "incident_photons", "electronic_variance"), f"training read {key!r}"
         return super().__getitem__(key)
 
     def get(self, key, default=None):
@@ -77,19 +78,37 @@ def train(batch, epochs: int = 1, steps: int = 1, features: int = 8) -> Sinogram
 
 
 def test_the_denoised_sinogram_is_sampled_like_the_noisy_one(noisy):
-    sub_input, target = PrepareSubPair(ContextualSubsampler(seed=0), lambda y: 2 * y)({"sinogram": noisy})
+    prepare = PrepareSubPair(ContextualSubsampler(seed=0), lambda y: 2 * y)
+    sub_input, target, positional, keywords = prepare({"sinogram": noisy})
+    assert not positional and not keywords
     assert target["input"] is sub_input
     torch.testing.assert_close(target["denoised_input"], 2 * target["input"])
     torch.testing.assert_close(target["denoised_target"], 2 * target["target"])
 
 
 def test_the_targets_carry_no_gradient(noisy):
-    _, target = PrepareSubPair(ContextualSubsampler(), SinogramDenoiser(features=4))({"sinogram": noisy})
+    prepare = PrepareSubPair(ContextualSubsampler(), SinogramDenoiser(features=4))
+    target = prepare({"sinogram": noisy})[1]
     assert not any(part.requires_grad for part in target.values())
 
 
+def test_the_noise_that_a_batch_states_reaches_denoiser_and_loss(noisy):
+    told = []
+
+    def denoiser(y, **noise):
+        told.append(noise)
+        return y
+
+    batch = {"sinogram": noisy, "incident_photons": torch.tensor([1e4, 2e4]), "electronic_variance": torch.ones(2)}
+    _, target, _, keywords = PrepareSubPair(ContextualSubsampler(), denoiser)(batch)
+    for noise in (told[0], target, keywords):
+        assert noise["incident_photons"].flatten().tolist() == [1e4, 2e4]
+        assert noise["electronic_variance"].shape == (2, 1, 1, 1)
+
+
 def test_training_never_reads_a_clean_image_or_sinogram(noisy, clean):
-    train(OnlySinogram(sinogram=noisy, reference=clean, clean=clean))
+    noise = {"incident_photons": torch.full((len(noisy),), 1e4), "electronic_variance": torch.zeros(len(noisy))}
+    train(OnlySinogram(sinogram=noisy, reference=clean, clean=clean, **noise))
 
 
 def test_what_stands_beside_the_sinogram_changes_no_weight(noisy, clean):
@@ -193,6 +212,27 @@ def test_a_batch_without_its_entries_is_an_error():
         PrepareSubPair(ContextualSubsampler(), torch.nn.Identity())({"sinogram": torch.zeros(1, 4, 4)})
 
 
+class TestMixedPrecision:
+    """The network in half of the bits, everything else in float32."""
+
+    def test_the_answer_is_that_of_float32_but_for_rounding_and_so_are_the_gradients(self, noisy):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(1, 2, 3)
+        exact, rounded = (MixedPrecisionInferer(name)(noisy, layer) for name in ("float32", "bfloat16"))
+        assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+        torch.testing.assert_close(rounded, exact, rtol=2e-2, atol=2e-2)
+        rounded.sum().backward()
+        assert layer.weight.grad.dtype == torch.float32
+
+    def test_a_dictionary_of_answers_becomes_float32(self, noisy):
+        answers = MixedPrecisionInferer("bfloat16")(noisy, lambda y: {"half": y @ y.mT, "twice": 2 * y})
+        assert {answer.dtype for answer in answers.values()} == {torch.float32}
+
+    def test_another_precision_is_refused(self):
+        with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'float16'"):
+            MixedPrecisionInferer("float16")
+
+
 class TestThinnedPair:
     """Input and target of independent photons."""
 
@@ -203,14 +243,21 @@ class TestThinnedPair:
 
     def prepare(self, denoiser=None, **options) -> PrepareThinnedPair:
         # What a denoiser learns to give: the mean of its input.
-        mean = denoiser or (lambda y: y.mean(dim=(2, 3), keepdim=True).expand_as(y))
-        options = {"fractions": (0.2, 0.8), **options}
-        return PrepareThinnedPair(mean, PHOTONS, DOSE, ELECTRONIC_VARIANCE, **options)
+        mean = denoiser or (lambda y, **noise: y.mean(dim=(2, 3), keepdim=True).expand_as(y))
+        return PrepareThinnedPair(mean, **{"fractions": (0.2, 0.8), **options})
+
+    def batch(self, sinogram: Tensor) -> dict[str, Tensor]:
+        photons = torch.full((len(sinogram),), PHOTONS * DOSE)
+        return {
+            "sinogram": sinogram,
+            "incident_photons": photons,
+            "electronic_variance": torch.full_like(photons, ELECTRONIC_VARIANCE),
+        }
 
     @pytest.mark.parametrize("p", [2.0, 6.0, 8.0])
     def test_the_parts_have_one_mean_and_no_noise_in_common(self, p):
         torch.manual_seed(0)
-        first, target = self.prepare(fractions=(0.5, 0.8))({"sinogram": self.noisy(p)})
+        first, target, *_ = self.prepare(fractions=(0.5, 0.8))(self.batch(self.noisy(p)))
         for one, other in zip(first, target["target"]):
             error = 4 * (one.var() / one.numel() + other.var() / other.numel()).sqrt()
             assert abs(one.mean() - other.mean()) < error
@@ -218,35 +265,46 @@ class TestThinnedPair:
             # Of few counts the parts are uncorrelated, but their logarithms not quite.
             assert abs(common) < (4 / one.numel() ** 0.5 if p < 7 else 0.03)
 
-    def test_the_dose_is_that_of_the_target(self):
+    def test_the_noise_stated_is_that_of_each_part(self):
         torch.manual_seed(0)
-        _, target = self.prepare()({"sinogram": self.noisy(3.0)})
-        for other, dose in zip(target["target"], target["dose"].flatten()):
-            share = ELECTRONIC_VARIANCE * dose.item() / DOSE
-            expected = line_integral_variance(torch.tensor(3.0), PHOTONS, dose=dose.item(), electronic_variance=share)
-            assert other.var().item() == pytest.approx(expected.item(), rel=0.03)
+        first, target, _, noise = self.prepare()(self.batch(self.noisy(3.0)))
+        for part, stated in ((first, noise), (target["target"], target)):
+            photons, variance = (stated[name] for name in ("incident_photons", "electronic_variance"))
+            expected = line_integral_variance(torch.tensor(3.0), photons, electronic_variance=variance)
+            torch.testing.assert_close(part.var(dim=(1, 2, 3)), expected.flatten(), rtol=0.03, atol=0)
+        total = noise["incident_photons"] + target["incident_photons"]
+        torch.testing.assert_close(total, torch.full_like(total, PHOTONS * DOSE))
 
-    def test_a_lower_dose_in_the_batch_counts(self):
-        batch = {"sinogram": self.noisy(2.0, size=8), "dose": torch.tensor([DOSE, DOSE / 2])}
-        torch.manual_seed(0)
-        _, target = self.prepare(fractions=(0.5, 0.5))(batch)
-        assert target["dose"].flatten().tolist() == pytest.approx([DOSE / 2, DOSE / 4])
+    def test_the_denoiser_is_told_the_noise_of_the_input(self):
+        told = []
+
+        def denoiser(y, **noise):
+            told.append(noise)
+            return y
+
+        _, _, _, noise = self.prepare(denoiser)(self.batch(self.noisy(2.0, size=8)))
+        assert all(torch.equal(told[0][name], noise[name]) for name in noise) and len(noise) == 2
+
+    def test_photons_that_nobody_knows_cannot_be_parted(self):
+        with pytest.raises(ValueError, match="incident_photons.*to part the photons"):
+            self.prepare()({"sinogram": self.noisy(2.0, size=8)})
 
     def test_the_batch_stays_as_it_is_and_the_seed_decides(self):
         sinogram = self.noisy(4.0, size=8)
         before = sinogram.clone()
         torch.manual_seed(3)
-        first, _ = self.prepare()({"sinogram": sinogram})
+        first = self.prepare()(self.batch(sinogram))[0]
         torch.manual_seed(3)
-        again, _ = self.prepare()({"sinogram": sinogram})
-        other, _ = self.prepare()({"sinogram": sinogram})
+        again = self.prepare()(self.batch(sinogram))[0]
+        other = self.prepare()(self.batch(sinogram))[0]
         assert torch.equal(sinogram, before) and torch.equal(first, again) and not torch.equal(first, other)
 
     def test_the_loss_of_the_true_mean_is_the_noise_of_the_target(self):
         torch.manual_seed(0)
-        first, target = self.prepare()({"sinogram": self.noisy(3.0)})
-        loss = SimilarityLoss(0.0, None, PHOTONS, DOSE, ELECTRONIC_VARIANCE)
-        assert loss(torch.full_like(first, 3.0), target).item() == pytest.approx(1.0, rel=0.02)
+        first, target, *_ = self.prepare()(self.batch(self.noisy(3.0)))
+        # What the target says of its noise wins over what the loss was told.
+        loss = SimilarityLoss(0.0, None, photons=1.0, dose=1.0, ramp_weight=0.5)
+        assert loss(torch.full_like(first, 3.0), target).item() == pytest.approx(1.5, rel=0.02)
 
     def test_shares_that_cannot_be_are_refused(self):
         with pytest.raises(ValueError, match="fractions must be two growing numbers"):

@@ -9,6 +9,7 @@ import torch
 
 from bundle.physics import line_integral_variance
 from bundle.projection import SimilarityLoss
+from bundle.projection.loss import ramp_power
 
 SHAPE = (2, 1, 6, 8)
 
@@ -131,3 +132,27 @@ def test_a_missing_or_misshapen_target_is_named():
     del t["denoised_input"]
     with pytest.raises(ValueError, match="'denoised_input'"):
         SimilarityLoss()(prediction, t)
+
+
+def test_behind_the_ramp_a_wave_counts_by_its_frequency():
+    cells = 512
+    cell = torch.arange(cells, dtype=torch.float64)
+    # Whole waves under a window that ends at zero: nothing is cut off.
+    window = torch.hann_window(cells, periodic=False, dtype=torch.float64)
+    for frequency in (0.1, 0.2, 0.4):
+        wave = (window * torch.cos(2 * math.pi * frequency * cell)).expand(1, 1, 3, -1)
+        # The ramp, 1 on average up to the Nyquist frequency of 1/2, is 4 f.
+        assert ramp_power(wave).item() == pytest.approx(4 * frequency * wave.square().mean().item(), rel=2e-3)
+
+
+def test_behind_the_ramp_white_noise_keeps_its_power():
+    noise = torch.randn(1, 1, 400, 128, generator=torch.Generator().manual_seed(0))
+    assert ramp_power(noise).item() == pytest.approx(1, rel=0.02)
+
+
+def test_the_ramp_term_is_added_with_its_weight():
+    prediction, t = draw()
+    plain, weighed = (SimilarityLoss(alpha=0, tau=None, ramp_weight=weight) for weight in (0.0, 0.7))
+    sigma = plain.noise_level(prediction)
+    expected = plain(prediction, t) + 0.7 * ramp_power((prediction - t["target"]) / sigma)
+    torch.testing.assert_close(weighed(prediction, t), expected)

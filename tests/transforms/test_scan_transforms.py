@@ -33,10 +33,16 @@ from bundle.transforms import (
     ThinCountsd,
     TissueWeightd,
     noise_seed,
-    removed_noise,
     tissue_weight,
     training_slices,
 )
+
+
+class Unchanged(nn.Module):
+    """A denoiser that changes nothing."""
+
+    def forward(self, sinogram, incident_photons=None, electronic_variance=None):
+        return sinogram
 
 
 @pytest.fixture
@@ -182,7 +188,7 @@ def test_input_items_are_not_changed(stack, simulate):
     before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in stack.items()}
     noisy = simulate()(stack)
     kept = noisy["sinogram"].clone()
-    ReconstructPaird(nn.Identity())(noisy)
+    ReconstructPaird(Unchanged())(noisy)
     assert stack.keys() == before.keys() and "fbp" not in noisy
     assert all(torch.equal(stack[key], before[key]) for key in ("image_hu", "slice"))
     assert torch.equal(noisy["sinogram"], kept)
@@ -196,7 +202,7 @@ class Smooth(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.5))
         self.calls = []
 
-    def forward(self, sinogram):
+    def forward(self, sinogram, **noise):
         self.calls.append((tuple(sinogram.shape), self.training, torch.is_grad_enabled()))
         return self.scale * sinogram
 
@@ -213,7 +219,7 @@ def test_pair_is_the_fbp_of_the_sinogram_and_of_its_denoised_form(stack, simulat
 
 
 def test_pair_of_a_single_slice_has_the_shape_of_a_slice(scans, simulate):
-    item = ReconstructPaird(nn.Identity(), window="hann")(simulate()(training_slices(scans)[0]))
+    item = ReconstructPaird(Unchanged(), window="hann")(simulate()(training_slices(scans)[0]))
     assert item["fbp"].shape == item["prior"].shape == item["reference"].shape == (1, 64, 64)
     assert torch.equal(item["fbp"], item["prior"])
 
@@ -221,7 +227,7 @@ def test_pair_of_a_single_slice_has_the_shape_of_a_slice(scans, simulate):
 def test_sinogram_that_does_not_fit_its_geometry_is_refused(geometry):
     item = {"sinogram": torch.zeros(1, 90, 95), "geometry": geometry.to_json()}
     with pytest.raises(ValueError, match=r"\(90, 96\), got shape \(1, 90, 95\)"):
-        ReconstructPaird(nn.Identity())(item)
+        ReconstructPaird(Unchanged())(item)
 
 
 def test_training_slices_read_a_volume_once_and_share_its_memory(scans, phantom):
@@ -293,17 +299,22 @@ def test_a_thinning_belongs_to_slice_and_repeat():
     assert set(item) == {"sinogram", "name", "slice"}
 
 
-def test_random_thinning_states_the_dose_it_leaves():
-    clean = torch.full((1, 200, 200), 1.5)
-    noisy = simulate_low_dose(clean, 1e5, dose=0.25, generator=torch.Generator().manual_seed(0))
-    thin = RandThinCountsd(photons=1e5, dose=0.25, least=0.2, prob=1.0).set_random_state(7)
+def test_random_thinning_states_the_noise_it_leaves():
+    clean = torch.full((1, 200, 200), 4.5)
+    generator = torch.Generator().manual_seed(0)
+    noisy = simulate_low_dose(clean, 1e5, dose=0.25, electronic_variance=30.0, generator=generator)
+    thin = RandThinCountsd(photons=1e5, dose=0.25, least=0.2, prob=1.0, electronic_variance=30.0).set_random_state(7)
     for _ in range(3):
         item = thin({"sinogram": noisy})
-        assert 0.05 <= item["dose"] < 0.25
-        expected = line_integral_variance(clean, 1e5, dose=float(item["dose"])).mean().item()
+        photons, variance = float(item["incident_photons"]), float(item["electronic_variance"])
+        assert 5000 <= photons < 25000 and variance / 30 == pytest.approx(photons / 25000)
+        expected = line_integral_variance(clean, photons, electronic_variance=variance).mean().item()
         assert item["sinogram"].var().item() == pytest.approx(expected, rel=0.03)
-    never = RandThinCountsd(photons=1e5, dose=0.25, prob=0.0)({"sinogram": noisy})
-    assert torch.equal(never["sinogram"], noisy) and never["dose"] == 0.25
+    never = RandThinCountsd(photons=1e5, dose=0.25, prob=0.0)
+    assert torch.equal(never({"sinogram": noisy})["sinogram"], noisy)
+    assert never({"sinogram": noisy})["incident_photons"] == 25000
+    own = never({"sinogram": noisy, "incident_photons": 7e3, "electronic_variance": 2.0})
+    assert own["incident_photons"] == 7e3 and own["electronic_variance"] == 2
 
 
 @pytest.mark.parametrize("fractions", [(0.0, 0.5), (0.6, 0.4), (0.5, 1.0), (0.5,)])
@@ -346,25 +357,47 @@ def test_a_measured_scan_brings_its_own_photons(geometry, tmp_path):
 def test_known_photons_take_the_bias_of_the_logarithm_out_of_image_and_prior(geometry):
     noisy = 3 + 0.1 * torch.rand(1, *geometry.sinogram_shape)
     item = {"sinogram": noisy, "geometry": geometry.to_json(), "incident_photons": 400.0}
-    raw = ReconstructPaird(nn.Identity())(item)
-    corrected = ReconstructPaird(nn.Identity(), electronic_variance=10.0)(item)
+    raw = ReconstructPaird(Unchanged())(item)
+    corrected = ReconstructPaird(Unchanged(), electronic_variance=10.0)(item)
     bias = log_bias(noisy, 400.0, electronic_variance=10.0)
     expected = FilteredBackprojection(geometry)((noisy - bias)[None])[0]
     torch.testing.assert_close(corrected["prior"], attenuation_to_hu(expected), rtol=1e-4, atol=0.01)
     torch.testing.assert_close(corrected["fbp"], corrected["prior"])
     assert not torch.equal(raw["fbp"], corrected["fbp"])
     del item["incident_photons"]
-    torch.testing.assert_close(ReconstructPaird(nn.Identity(), electronic_variance=10.0)(item)["fbp"], raw["fbp"])
+    torch.testing.assert_close(ReconstructPaird(Unchanged(), electronic_variance=10.0)(item)["fbp"], raw["fbp"])
 
 
-def test_removed_noise_is_the_local_size_of_the_difference():
+def test_removed_noise_is_what_the_image_has_and_its_prior_has_not():
     prior = torch.randn(1, 2, 16, 16)
-    torch.testing.assert_close(removed_noise(prior + 3, prior), torch.full_like(prior, 3.0))
     item = RemovedNoised()({"fbp": prior - 2, "prior": prior})
-    torch.testing.assert_close(item["noise"], torch.full_like(prior, 2.0))
+    torch.testing.assert_close(item["noise"], torch.full_like(prior, -2.0))
+
+
+def test_the_denoiser_is_told_the_noise_of_each_part(geometry):
+    told = []
+
+    class Listening(nn.Module):
+        def forward(self, sinogram, **noise):
+            told.append(noise)
+            return sinogram
+
+    noisy = 3 + 0.1 * torch.rand(1, *geometry.sinogram_shape)
+    item = {"sinogram": noisy, "geometry": geometry.to_json(), "name": "a", "slice": 0}
+    ReconstructPaird(Listening())(item)
+    assert told == [{}]
+    parts = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.4, 0.4), electronic_variance=10.0)(item)
+    ReconstructPaird(
+        Listening(),
+        input_key="input_sinogram",
+        target_key="target_sinogram",
+        input_prior_key="input_prior",
+        electronic_variance=10.0,
+    )(parts)
+    assert [(n["incident_photons"], n["electronic_variance"]) for n in told[1:]] == [(1000, 4), (1500, 6)]
 
 
 @pytest.mark.parametrize("arguments", [{"electronic_variance": -1.0}, {"input_prior_key": "input_prior"}])
 def test_a_pair_that_cannot_be_is_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
-        ReconstructPaird(nn.Identity(), **arguments)
+        ReconstructPaird(Unchanged(), **arguments)
