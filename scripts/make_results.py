@@ -201,7 +201,10 @@ def training(args: argparse.Namespace) -> Part:
         return Part("training", title, page, skipped=reason)
     if args.quick:
         return Part("training", title, page, skipped="not part of a quick run")
-    command = [str(SCRIPTS / "summarise_training.py"), *(f"{stage}={args.training_dir / stage}" for stage in stages)]
+    # What was trained beside: stage 1 goes on from photons that were parted, a peer is taught.
+    more = [name for name in ("thinned", "noise2inverse") if (args.training_dir / name).is_dir()]
+    folders = (f"{name}={args.training_dir / name}" for name in (*stages, *more))
+    command = [str(SCRIPTS / "summarise_training.py"), *folders]
     return Part("training", title, page, [command])
 
 
