@@ -34,7 +34,8 @@ def test_a_train_config_has_all_properties(config, stages, volumes, start, tmp_p
 
 def test_training_items_hold_nothing_clean(stages, volumes, start, tmp_path):
     workflow = start(TRAIN[0], "smoke.json", dataset_dir=str(volumes), output_dir=str(tmp_path))
-    assert {key for crop in workflow.train_dataset[0] for key in crop} == {"sinogram", "dose"}
+    noise = {"incident_photons", "electronic_variance"}
+    assert {key for crop in workflow.train_dataset[0] for key in crop} == {"sinogram", *noise}
     weights = stages.weights["projection_weights"]
     settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path), "projection_weights": weights}
     workflow = start(TRAIN[1], "smoke.json", **settings)
@@ -98,11 +99,13 @@ def test_neighbor2neighbor_trains(volumes, start, tmp_path):
     assert (tmp_path / "projection.pt").is_file()
 
 
-def test_stage_1_trains_on_thinned_photons(volumes, start, tmp_path):
-    settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stage_1_trains_on_thinned_photons(precision, volumes, start, tmp_path):
+    settings = {"dataset_dir": str(volumes), "output_dir": str(tmp_path), "precision": precision}
     workflow = start(TRAIN[0], "thinned_projection.json", "smoke.json", **settings)
     workflow.run()
     assert isinstance(workflow.trainer.prepare_batch, PrepareThinnedPair)
+    assert workflow.trainer.inferer.precision == precision
     assert workflow.parser.get_parsed_content("loss").tau is None
     assert (tmp_path / "projection.pt").is_file()
 
