@@ -95,7 +95,7 @@ class PrepareThinnedPair(PrepareBatch):
     def __init__(
         self,
         denoiser: Callable[..., Tensor],
-        fractions: Sequence[float] = (0.04, 0.85),
+        fractions: Sequence[float] = (0.1, 0.8),
         key: str = "sinogram",
     ) -> None:
         self.fractions = check_fractions(fractions)

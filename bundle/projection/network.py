@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bundle.physics import noise_level
 
-#: Incident photons a ray that a sinogram is taken to have where nobody says: a quarter of 1.5e5.
+#: Incident photons a ray that a sinogram is taken to have where nobody says: about a quarter of 1.5e5.
 TYPICAL_PHOTONS = 4e4
 _SMOOTHING = 5
 
