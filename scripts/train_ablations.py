@@ -55,12 +55,12 @@ def plan() -> list[Run]:
         Run("plain", "diffusion", ()),
     ]
     for path in sorted(ABLATIONS.glob("*.json")):
-        wanted = json.loads(path.read_text(encoding="utf-8"))["_for_"]
+        content = json.loads(path.read_text(encoding="utf-8"))
         # An override of two stages has two files: the other one is <name>_autoencoder.json.
         name = path.stem.removesuffix("_autoencoder")
         for stage in STAGES:
-            if f"train_{stage}.json" in wanted:
-                run = Run(name, stage, (*RECIPE[stage], f"ablations/{path.name}"))
+            if f"train_{stage}.json" in content["_for_"]:
+                run = Run(name, stage, (*RECIPE[stage], *content.get("_after_", ()), f"ablations/{path.name}"))
                 (runs if stage == "projection" else later).append(run)
     changed = [run.name for run in later if run.stage == "autoencoder"]
     lacking = [Run(n, "diffusion", RECIPE["diffusion"]) for n in changed if Run(n, "diffusion", ()) not in later]
@@ -81,6 +81,7 @@ def command(run: Run, args: argparse.Namespace, folder: Path) -> list[str]:
         "max_epochs": str(args.epochs[STAGES.index(run.stage)]),
         "val_interval": str(args.epochs[STAGES.index(run.stage)]),
         "every": str(args.every[STAGES.index(run.stage)]),
+        "precision": args.precision,
     }
     if run.stage != "projection":
         options["projection_weights"] = str(args.projection)
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablations")
     parser.add_argument("--epochs", type=int, nargs=3, default=(10, 20, 20), help="of the three stages")
     parser.add_argument("--every", type=int, nargs=3, default=(1, 3, 3), help="every n-th slice, for the three stages")
+    parser.add_argument("--precision", default="float32", help="of the trainings: float32, bfloat16")
     parser.add_argument("--only", nargs="+", help="names of ablations; default all")
     args = parser.parse_args(arguments)
     runs = plan()

@@ -13,10 +13,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from .files import CONFIGS, INFER, REFERENCE, TRAIN, read, references, strings
+from .files import CONFIGS, INFER, OVERRIDES, REFERENCE, TRAIN, merged, references, strings
 
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.json"))
 USES = [(path, name) for path in ABLATIONS for name in json.loads(path.read_text())["_for_"]]
+
+
+def changed(path, name) -> dict[str, Any]:
+    """The config that the ablation is given after: the one that it names, with the override that it names."""
+    return merged(name, *json.loads(path.read_text()).get("_after_", ()))
 
 
 def override(path) -> dict[str, Any]:
@@ -28,6 +33,7 @@ def test_an_ablation_says_what_it_takes_away_and_from_which_configs(path):
     content = json.loads(path.read_text())
     assert content["_about_"].startswith("Ablation: ")
     assert content["_for_"] and set(content["_for_"]) <= {*TRAIN, *INFER}
+    assert set(content.get("_after_", ())) <= set(OVERRIDES)
     # What a user restores with is what was measured.
     assert ("evaluate.json" in content["_for_"]) == ("inference.json" in content["_for_"])
 
@@ -36,7 +42,7 @@ def test_an_ablation_says_what_it_takes_away_and_from_which_configs(path):
 def test_an_ablation_changes_a_value_that_the_config_has(path, name):
     for key, value in override(path).items():
         *parents, last = re.split("#|::", key)
-        block = read(name)
+        block = changed(path, name)
         for part in parents:
             assert part in block, f"{name} has no {key}"
             block = block[part]
