@@ -12,7 +12,8 @@ from .calibration import (
 from .fusion import FUSION_MODES, SelfCorrectingFusion
 from .held_out import Candidates, HeldOutFusion
 from .inferer import STAGES, PrepareScan, StackInferer
-from .pipeline import FUSION_ORDERS, LowDoseRestorer, Restoration
+from .nonlocal_means import guided_nonlocal_means
+from .pipeline import FUSION_ORDERS, LowDoseRestorer, Prepared, Restoration
 from .weights import load_weights, read_weights
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "KnownNoise",
     "LowDoseRestorer",
     "PrepareScan",
+    "Prepared",
     "Restoration",
     "RestorerCalibration",
     "SelfCorrectingFusion",
@@ -32,6 +34,7 @@ __all__ = [
     "calibrate_fusions",
     "calibration_images",
     "fusion_values",
+    "guided_nonlocal_means",
     "load_weights",
     "read_weights",
     "scan_noise",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,15 +12,17 @@ from torch import Tensor, nn
 
 from bundle.physics import thin_line_integrals
 
+from .nonlocal_means import guided_nonlocal_means
+
 # Shapes in this file: B batch, V views, D detector cells, H W image, K terms. All images are in HU.
 
 #: Where: at edges so steep that noise hardly matters beside blur, at other edges, in flat places.
 PLACES = ("steep", "edge", "flat")
 
-#: What is added to the refined image, each in each place with its own weight. ``fused - refined`` is what the refiner
-#: took away, coarse and fine (parted by a Gaussian of :data:`COARSE` pixels); ``x_ld - fused`` what is left in the raw
-#: data.
-TERMS = tuple(f"{part} {place}" for part in ("coarse", "fine", "raw") for place in PLACES)
+#: What is added to the refined image whatever the strengths, in each place with its own weight. ``fused - refined`` is
+#: what the refiner took away, coarse and fine (parted by a Gaussian of :data:`COARSE` pixels); ``x_ld - fused`` is what
+#: is left in the raw data.
+PARTS = ("coarse", "fine", "raw")
 
 #: Standard deviation of the Gaussian that parts coarse from fine, pixels.
 COARSE = 1.5
@@ -33,43 +37,75 @@ BODY_HU = -950.0
 #: Noise below counts as this much, HU: no pixel may decide alone.
 LEAST_NOISE = 5.0
 
+#: Width of the Gaussian over which the noise that stage 1 took away is measured for the guide, pixels; its least, HU.
+GUIDE_WIDTH = 6.0
+LEAST_GUIDE_NOISE = 3.0
+
 
 class Candidates(NamedTuple):
     """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU."""
 
     low_dose: Tensor
+    prior: Tensor
     fused: Tensor
     refined: Tensor
 
 
 class HeldOutFusion(nn.Module):
-    """Mix raw, fused and refined image with the weights that predict photons best which none of them has seen::
+    """Mix raw, fused, refined and non-local images with the weights that predict photons best which none has seen::
 
         restored = refined + sum_k w_k t_k,    w = argmin sum_pixels ((refined' + sum_k w_k t'_k - o) / N)^2
 
     The photons of the scan are parted (:func:`bundle.physics.thin_line_integrals`); the whole pipeline restores the
     larger part (primes), the FBP of the other is ``o``, with local noise ``N``. Its noise is independent, so the least
     squares find what is true of the patient: where the refiner smooths detail away, detail comes back; where it is
-    right, nothing does. No clean image, no training, no calibration on other scans. The terms ``t_k`` are
-    :data:`TERMS`. Raw data never count negatively.
+    right, nothing does. No clean image, no training, no calibration on other scans.
+
+    The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
+    what the refiner took away, coarse and fine; what is left in the raw data, which never counts negatively; and for
+    every strength the non-local mean of the raw data less the refined image, coarse and fine
+    (:func:`guided_nonlocal_means`; the refined image in units of the local noise says which pixels are alike). That
+    mean has seen neither network: what repeats in the patient, it finds in the raw data, whether or not any training
+    image had it. With slices above and below it is searched for there, too.
 
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
         seed: of the parting.
+        strengths: of the non-local means, in units of the local noise of ``x_ld``; none: no such terms.
+        patch_size: of the non-local means, pixels.
+        radius: of their search, pixels.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1).
+        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive.
 
     Source: this project's. Cross-validation by independent photons after Neufeld et al., Data thinning, JMLR 25, 2024;
     weights of predictors by least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
     """
 
-    def __init__(self, fraction: float = 0.8, seed: int = 0) -> None:
+    def __init__(
+        self,
+        fraction: float = 0.8,
+        seed: int = 0,
+        strengths: Sequence[float] = (0.15, 0.5, 1.5),
+        patch_size: int = 5,
+        radius: int = 7,
+    ) -> None:
         super().__init__()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        if not all(math.isfinite(strength) and strength > 0 for strength in strengths):
+            raise ValueError(f"strengths must be positive, got {tuple(strengths)}")
         self.fraction = float(fraction)
         self.seed = int(seed)
+        self.strengths = tuple(float(strength) for strength in strengths)
+        self.patch_size = int(patch_size)
+        self.radius = int(radius)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms, in the order of their weights."""
+        parts = (*PARTS, *(f"alike {strength:g} {size}" for strength in self.strengths for size in PARTS[:2]))
+        return tuple(f"{part} {place}" for part in parts for place in PLACES)
 
     def part(
         self, sinogram: Tensor, incident_photons: float, electronic_variance: float = 0.0
@@ -95,41 +131,63 @@ class HeldOutFusion(nn.Module):
         return kept, held_out
 
     @torch.no_grad()
-    def weights(self, part: Candidates, held_out: Tensor) -> Tensor:
-        """Weights ``(B, K)`` from the larger part's candidates and the FBP of the other, ``(B, 1, H, W)``."""
+    def weights(self, part: Candidates, held_out: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
+        """Weights ``(B, K)`` from the larger part's candidates and the FBP of the other, ``(B, 1, H, W)``.
+
+        ``around`` holds the same part of the slices above, and of those below.
+        """
         # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
-        terms = torch.cat([_terms(part), _places(part.refined)], dim=1)
+        terms = torch.cat([self._terms(part, around), _places(part.refined)], dim=1)
+        count = len(self.terms)
+        raw = [name.startswith("raw") for name in self.terms]
         body = _gauss(part.refined, 3.0) > BODY_HU
         smooth = _gauss(held_out, 3.0)
         noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
         weights = []
         for index in range(len(held_out)):
             inside = body[index, 0]
-            if int(inside.sum()) < 100 * len(TERMS):
-                weights.append(held_out.new_zeros(len(TERMS)))
+            if int(inside.sum()) < 100 * count:
+                weights.append(held_out.new_zeros(count))
                 continue
             scale = 1 / noise[index, 0][inside].double()
             design = terms[index][:, inside].double() * scale
             aim = (held_out - part.refined)[index, 0][inside].double() * scale
-            weights.append(_least_squares(design, aim)[: len(TERMS)].to(held_out))
+            weights.append(_least_squares(design, aim, raw)[:count].to(held_out))
         return torch.stack(weights)
 
     @torch.no_grad()
-    def forward(self, whole: Candidates, weights: Tensor) -> Tensor:
+    def forward(self, whole: Candidates, weights: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
         """The restored image ``(B, 1, H, W)`` of all photons, with weights ``(B, K)``."""
-        return whole.refined + (weights[:, :, None, None] * _terms(whole)).sum(1, keepdim=True)
+        return whole.refined + (weights[:, :, None, None] * self._terms(whole, around)).sum(1, keepdim=True)
 
     def extra_repr(self) -> str:
-        return f"fraction={self.fraction}, seed={self.seed}"
+        return (
+            f"fraction={self.fraction}, seed={self.seed}, strengths={self.strengths}, patch_size={self.patch_size}, "
+            f"radius={self.radius}"
+        )
+
+    def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
+        """The terms, ``(B, K, H, W)``."""
+        low_dose, prior, fused, refined = candidates
+        parts = [*_coarse_and_fine(fused - refined), low_dose - fused]
+        if self.strengths:
+            noise = _gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
+            means = guided_nonlocal_means(
+                low_dose,
+                refined / noise,
+                self.strengths,
+                self.patch_size,
+                self.radius,
+                [(other.low_dose, other.refined / noise) for other in around],
+            )
+            parts += [part for mean in means for part in _coarse_and_fine(mean - refined)]
+        places = _places(refined)
+        return torch.cat([part * places for part in parts], dim=1)
 
 
-def _terms(candidates: Candidates) -> Tensor:
-    """The terms, ``(B, K, H, W)``."""
-    removed = candidates.fused - candidates.refined
-    coarse = _gauss(removed, COARSE)
-    raw = candidates.low_dose - candidates.fused
-    places = _places(candidates.refined)
-    return torch.cat([part * places for part in (coarse, removed - coarse, raw)], dim=1)
+def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:
+    coarse = _gauss(image, COARSE)
+    return coarse, image - coarse
 
 
 def _places(refined: Tensor) -> Tensor:
@@ -141,16 +199,16 @@ def _places(refined: Tensor) -> Tensor:
     return torch.cat([steep, (1 - steep) * edge, (1 - steep) * (1 - edge)], dim=1)
 
 
-def _least_squares(design: Tensor, aim: Tensor) -> Tensor:
-    """Weights of the rows of ``(K, N)`` that sum to ``(N,)`` best; those of raw data zero or more."""
+def _least_squares(design: Tensor, aim: Tensor, raw: Sequence[bool]) -> Tensor:
+    """Weights of the rows of ``(K, N)`` that sum to ``(N,)`` best; those of ``raw`` rows zero or more."""
     gram, right = design @ design.T, design @ aim
     # Terms that are not there (a pipeline without a fusion, say) get no weight instead of any.
     ridge = 1e-3 * gram.diagonal() + 1e-12 * gram.diagonal().sum() + 1e-12
     free = list(range(len(gram)))
-    raw = {index for index, name in enumerate(TERMS) if name.startswith("raw")}
+    positive = {index for index, is_raw in enumerate(raw) if is_raw}
     while True:
         solution = torch.linalg.solve((gram + torch.diag(ridge))[free][:, free], right[free])
-        negative = [index for index, value in zip(free, solution.tolist()) if index in raw and value < 0]
+        negative = [index for index, value in zip(free, solution.tolist()) if index in positive and value < 0]
         if not negative:
             break
         free = [index for index in free if index not in negative]

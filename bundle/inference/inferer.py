@@ -11,7 +11,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
-from .pipeline import LowDoseRestorer, Restoration
+from .pipeline import LowDoseRestorer, Prepared, Restoration
 
 # Shapes in this file: S slices, V views, D detector cells, H W image. The batch size is 1: stacks differ in length.
 
@@ -27,16 +27,19 @@ class StackInferer(Inferer):
     Args:
         slices_per_batch: slices restored at once.
         progress: show a bar, counted in slices.
+        neighbours: let the slices above and below help each other (held-out fusion searches them); the stack must be
+            in order. Slices that are too far apart to be alike cost time, not quality.
 
     Raises:
         ValueError: ``slices_per_batch`` below 1.
     """
 
-    def __init__(self, slices_per_batch: int = 4, progress: bool = True) -> None:
+    def __init__(self, slices_per_batch: int = 4, progress: bool = True, neighbours: bool = True) -> None:
         if slices_per_batch < 1:
             raise ValueError(f"slices_per_batch must be 1 or more, got {slices_per_batch}")
         self.slices_per_batch = int(slices_per_batch)
         self.progress = progress
+        self.neighbours = bool(neighbours)
         self.seconds: dict[str, float] = {}
         self.num_slices = 0
 
@@ -52,10 +55,10 @@ class StackInferer(Inferer):
 
         Args:
             inputs: noisy line integrals of one stack; may stay on the CPU, each chunk is moved to the network's device.
-            network: restorer with a ``restore`` method.
-            args: passed on to ``restore`` after the geometry.
+            network: restorer with the methods ``prepare`` and ``finish``.
+            args: passed on to ``prepare`` after the geometry.
             geometry: JSON of the scan's geometry, alone or in a list of one as a batch holds it; None: the network's.
-            kwargs: passed on to ``restore``.
+            kwargs: passed on to ``prepare``.
 
         Raises:
             ValueError: inputs of another shape, or more than one geometry.
@@ -70,17 +73,33 @@ class StackInferer(Inferer):
         self.num_slices = inputs.shape[2]
         device = next((p.device for p in network.parameters()), inputs.device)
         output: Tensor | None = None
+        starts = range(0, self.num_slices, self.slices_per_batch)
         with tqdm(total=self.num_slices, desc="restore", unit="slice", disable=not self.progress) as bar:
-            for start in range(0, self.num_slices, self.slices_per_batch):
-                chunk = inputs[0, 0, start : start + self.slices_per_batch, None].to(device)
-                result = network.restore(chunk, geometry, *args, **kwargs)
-                images = torch.cat([getattr(result, stage) for stage in STAGES], dim=1).transpose(0, 1).cpu()
-                if output is None:
-                    output = images.new_empty((1, len(STAGES), self.num_slices, *images.shape[2:]))
-                output[0, :, start : start + chunk.shape[0]] = images
-                for stage in STAGES:
-                    self.seconds[stage] += result.seconds[stage]
-                bar.update(chunk.shape[0])
+            waiting: Prepared | None = None
+            before: Prepared | None = None
+            done = 0
+            # One chunk behind: a slice is finished when the one after it is prepared.
+            for start in (*starts, self.num_slices):
+                prepared = None
+                if start < self.num_slices:
+                    chunk = inputs[0, 0, start : start + self.slices_per_batch, None].to(device)
+                    prepared = network.prepare(chunk, geometry, *args, **kwargs)
+                if waiting is not None:
+                    first, last = waiting.slices(slice(0, 1)), waiting.slices(slice(-1, None))
+                    # At an end of the stack the slice stands for the one that is not there.
+                    after = last if prepared is None else prepared.slices(slice(0, 1))
+                    around = (first if before is None else before, after) if self.neighbours else None
+                    result = network.finish(waiting, around)
+                    before = last
+                    images = torch.cat([getattr(result, stage) for stage in STAGES], dim=1).transpose(0, 1).cpu()
+                    if output is None:
+                        output = images.new_empty((1, len(STAGES), self.num_slices, *images.shape[2:]))
+                    output[0, :, done : done + images.shape[1]] = images
+                    done += images.shape[1]
+                    for stage in STAGES:
+                        self.seconds[stage] += result.seconds[stage]
+                    bar.update(images.shape[1])
+                waiting = prepared
         return output
 
 

@@ -48,6 +48,33 @@ class Restoration(NamedTuple):
     seconds: dict[str, float]
 
 
+class Prepared(NamedTuple):
+    """What every slice became by itself, before slices help each other; see :meth:`LowDoseRestorer.prepare`.
+
+    Args:
+        fbp: as in :class:`Restoration`.
+        whole: candidates of all photons.
+        part: those of the larger part, where photons are held out.
+        held_out: backprojection of the held-out photons, ``(B, 1, H, W)`` in HU.
+        seconds: as in :class:`Restoration`.
+    """
+
+    fbp: Tensor
+    whole: Candidates
+    part: Candidates | None
+    held_out: Tensor | None
+    seconds: dict[str, float]
+
+    def slices(self, index: slice) -> Prepared:
+        """Some slices of the batch; the seconds are left with the others."""
+        whole, part = (
+            None if images is None else Candidates(*(image[index] for image in images))
+            for images in (self.whole, self.part)
+        )
+        held_out = None if self.held_out is None else self.held_out[index]
+        return Prepared(self.fbp[index], whole, part, held_out, {})
+
+
 class LowDoseRestorer(nn.Module):
     """Restore CT slices from noisy sinograms: ``x_ld = FBP(y)``, ``xhat = FBP(f(y))``, fusion, latent refinement.
 
@@ -137,6 +164,7 @@ class LowDoseRestorer(nn.Module):
         geometry: FanBeamGeometry | str | None = None,
         incident_photons: float | None = None,
         electronic_variance: float | None = None,
+        adjacent: bool = False,
     ) -> Restoration:
         """Restore and keep every stage.
 
@@ -146,11 +174,27 @@ class LowDoseRestorer(nn.Module):
             incident_photons: incident photons a ray of this scan. Given, the bias that the logarithm of few counts
                 has (:func:`bundle.physics.log_bias`) is taken out of ``x_ld`` and ``xhat``; ``fbp`` stays as it comes.
             electronic_variance: of this scan, photons squared; None: that of the network.
+            adjacent: the batch is a stack, in its order: held-out fusion searches each slice's neighbours, too.
 
         Raises:
             ValueError: a sinogram of another shape or dtype, with NaN or infinite values; a geometry that is none;
                 ``incident_photons`` not positive.
         """
+        prepared = self.prepare(sinogram, geometry, incident_photons, electronic_variance)
+        last = len(sinogram) - 1
+        # At an end of the stack the slice stands for the one that is not there.
+        around = (prepared.slices(slice(0, 1)), prepared.slices(slice(last, None))) if adjacent else None
+        return self.finish(prepared, around)
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        sinogram: Tensor,
+        geometry: FanBeamGeometry | str | None = None,
+        incident_photons: float | None = None,
+        electronic_variance: float | None = None,
+    ) -> Prepared:
+        """All of :meth:`restore` that a slice can do alone; :meth:`finish` does the rest. Arguments as there."""
         geometry = self.geometry if geometry is None else _as_geometry(geometry)
         # A MetaTensor would carry its history through every stage.
         sinogram = sinogram.as_tensor() if hasattr(sinogram, "as_tensor") else sinogram
@@ -163,20 +207,36 @@ class LowDoseRestorer(nn.Module):
         clock.stop("prior")
         fused = self.fusion(low_dose, prior)
         clock.stop("fused")
-        refined = self.refine(low_dose, prior, fused)
+        whole = Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused))
+        part = held_out = None
         if self.held_out_fusion is not None and incident_photons is not None:
-            weights = self._held_out_weights(sinogram, geometry, incident_photons, variance)
-            restored = self.held_out_fusion(Candidates(low_dose, fused, refined), weights)
+            part, held_out = self._parted(sinogram, geometry, incident_photons, variance)
+        clock.stop("restored")
+        return Prepared(fbp, whole, part, held_out, clock.seconds)
+
+    @torch.no_grad()
+    def finish(self, prepared: Prepared, around: tuple[Prepared, Prepared] | None = None) -> Restoration:
+        """The restoration of what :meth:`prepare` made.
+
+        ``around`` says that the batch is a stack and gives the slice before its first and the one after its last.
+        """
+        clock = _Clock(prepared.fbp.device)
+        low_dose, prior, fused, refined = prepared.whole
+        if prepared.part is not None:
+            weights = self.held_out_fusion.weights(prepared.part, prepared.held_out, _around(prepared, around, "part"))
+            restored = self.held_out_fusion(prepared.whole, weights, _around(prepared, around, "whole"))
         elif self.output_fusion is not None:
             restored = self.output_fusion(low_dose, refined, fused)
         else:
             restored = refined
         clock.stop("restored")
-        return Restoration(fbp, prior, fused, restored, clock.seconds)
+        seconds = {**prepared.seconds, "restored": prepared.seconds.get("restored", 0.0) + clock.seconds["restored"]}
+        return Restoration(prepared.fbp, prior, fused, restored, seconds)
 
-    def _held_out_weights(
+    def _parted(
         self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float, electronic_variance: float
-    ) -> Tensor:
+    ) -> tuple[Candidates, Tensor]:
+        """Candidates of the larger part of the photons, and the backprojection of the rest."""
         fusion = self.held_out_fusion
         kept, held_out = fusion.part(sinogram, incident_photons, electronic_variance)
         # Each part has its share of the photons and of the electronic variance.
@@ -185,9 +245,8 @@ class LowDoseRestorer(nn.Module):
         )
         low_dose, prior = self.estimates(kept, geometry, *noise)
         fused = self.fusion(low_dose, prior)
-        part = Candidates(low_dose, fused, self.refine(low_dose, prior, fused))
         judge, _ = self.estimates(held_out, geometry, *judging)
-        return fusion.weights(part, judge)
+        return Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused)), judge
 
     @torch.no_grad()
     def estimates(
@@ -256,6 +315,18 @@ class _Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _around(prepared: Prepared, around: tuple[Prepared, Prepared] | None, which: str) -> tuple[Candidates, ...]:
+    """What lies before and what lies after every slice of the batch."""
+    if around is None:
+        return ()
+    own = getattr(prepared, which)
+    before, after = (getattr(other, which) for other in around)
+    return (
+        Candidates(*(torch.cat([first, images[:-1]]) for first, images in zip(before, own))),
+        Candidates(*(torch.cat([images[1:], last]) for images, last in zip(own, after))),
+    )
 
 
 def _as_geometry(geometry: FanBeamGeometry | str) -> FanBeamGeometry:

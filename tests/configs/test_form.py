@@ -113,7 +113,9 @@ def test_neighbor2neighbor_differs_from_stage_one_by_the_mask_and_by_knowing_no_
     whole, peer = read("train_projection.json"), read("neighbor2neighbor.json")
     assert {key for key in peer if not key.startswith("_")} == {"loss", "projection_def"}
     assert without_comments(peer["loss"]) == without_comments({**whole["loss"], "tau": None})
-    assert without_comments(peer["projection_def"]) == without_comments({**whole["projection_def"], "noise_aware": False})
+    assert without_comments(peer["projection_def"]) == without_comments(
+        {**whole["projection_def"], "noise_aware": False}
+    )
 
 
 def test_the_supervised_twin_differs_from_the_cross_fitted_stages_by_its_target_alone():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.inference import Candidates, HeldOutFusion
-from bundle.inference.held_out import TERMS, _terms
+from bundle.inference import Candidates, HeldOutFusion, StackInferer, guided_nonlocal_means
+from bundle.inference.held_out import _gauss
 from bundle.physics import FanBeamProjector, hu_to_attenuation, simulate_low_dose
 
 from .parts import SCANNER, Smooth, restorer
@@ -26,8 +26,8 @@ class Black(nn.Module):
 def images(seed: int = 0) -> Candidates:
     """Soft tissue with texture; smoother from raw to refined."""
     generator = torch.Generator().manual_seed(seed)
-    low_dose, fused, refined = (scale * torch.randn(2, 1, 64, 64, generator=generator) for scale in (40, 15, 5))
-    return Candidates(low_dose, fused, refined)
+    scales = (40, 10, 15, 5)
+    return Candidates(*(scale * torch.randn(2, 1, 64, 64, generator=generator) for scale in scales))
 
 
 def scan(batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -37,30 +37,66 @@ def scan(batch: int = 1, seed: int = 0) -> torch.Tensor:
     return simulate_low_dose(clean, PHOTONS, generator=torch.Generator().manual_seed(seed))
 
 
-def test_weights_that_made_the_image_are_found_in_its_noise():
-    part = images()
-    true = torch.tensor([[0.5, 1.0, -0.4, 0.2, 0.3, 0.1, 0.6, 0.2, 0.0], [0.0, 0.2, 1.2, 0.9, 0.0, 0.4, 0.0, 0.1, 0.9]])
+@pytest.mark.parametrize("strengths", [(), (0.3,), (0.15, 0.5, 1.5)])
+def test_weights_that_made_the_image_are_found_in_its_noise(strengths):
+    fusion, part = HeldOutFusion(strengths=strengths), images()
+    true = torch.rand(2, len(fusion.terms), generator=torch.Generator().manual_seed(1))
     noise = 10 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(9))
-    seen = HeldOutFusion().forward(part, true) + noise
-    found = HeldOutFusion().weights(part, seen)
-    mixed = HeldOutFusion().forward(part, found) - HeldOutFusion().forward(part, true)
-    assert mixed.std() < 0.15 * noise.std()
+    found = fusion.weights(part, fusion(part, true) + noise)
+    mixed = fusion(part, found) - fusion(part, true)
+    # The squared error of a least squares fit of K weights to M pixels is K / M of the noise's.
+    share = (len(fusion.terms) + 3) / 64**2
+    assert mixed.square().mean() < 2 * share * noise.square().mean()
 
 
 def test_the_terms_sum_to_what_parts_the_images():
-    part = images()
-    terms = dict(zip(TERMS, _terms(part).unbind(1)))
-    removed = sum(terms[name] for name in TERMS if not name.startswith("raw"))
-    torch.testing.assert_close(removed, (part.fused - part.refined)[:, 0], rtol=1e-4, atol=1e-3)
-    raw = sum(terms[name] for name in TERMS if name.startswith("raw"))
-    torch.testing.assert_close(raw, (part.low_dose - part.fused)[:, 0])
+    fusion, part = HeldOutFusion(strengths=[0.3]), images()
+    terms = dict(zip(fusion.terms, fusion._terms(part).unbind(1)))
+
+    def total(*parts: str) -> Tensor:
+        return sum(term for name, term in terms.items() if name.startswith(parts))
+
+    torch.testing.assert_close(total("coarse", "fine"), (part.fused - part.refined)[:, 0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(total("raw"), (part.low_dose - part.fused)[:, 0])
+    noise = _gauss((part.low_dose - part.prior) ** 2, 6.0).sqrt()
+    (mean,) = guided_nonlocal_means(part.low_dose, part.refined / noise, [0.3])
+    torch.testing.assert_close(total("alike"), (mean - part.refined)[:, 0], rtol=1e-3, atol=1e-2)
+
+
+def stripes(*seeds: int) -> tuple[Tensor, list[Tensor]]:
+    """Stripes fainter than the noise, and noisy images of them; no pixel shows them, all pixels together do."""
+    truth = torch.where(torch.arange(96) % 6 < 3, 20.0, 0.0).view(1, 1, -1, 1).expand(1, 1, 96, 96)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return truth, [truth + 30 * torch.randn(1, 1, 96, 96, generator=generator) for generator in generators]
+
+
+def test_what_repeats_in_the_patient_comes_back_where_the_networks_half_lost_it():
+    truth, (raw, judge) = stripes(0, 1)
+    lost = 10 + 0.5 * (truth - 10)
+    part = Candidates(raw, lost, lost, lost)
+    error = {}
+    for strengths in [(), (0.15,)]:
+        fusion = HeldOutFusion(strengths=strengths)
+        error[strengths] = (fusion(part, fusion.weights(part, judge)) - truth).square().mean()
+    assert error[0.15,] < 0.75 * error[()]
+
+
+def test_slices_that_show_the_same_help_each_other():
+    truth, (raw, above, below, judge) = stripes(0, 1, 2, 3)
+    lost = 10 + 0.5 * (truth - 10)
+    part, *around = (Candidates(image, lost, lost, lost) for image in (raw, above, below))
+    fusion = HeldOutFusion(strengths=[0.15])
+    alone = fusion(part, fusion.weights(part, judge))
+    helped = fusion(part, fusion.weights(part, judge, around), around)
+    assert (helped - truth).square().mean() < 0.85 * (alone - truth).square().mean()
 
 
 def test_raw_data_never_count_negatively():
     part = images()
     against = part.refined - (part.low_dose - part.fused)
-    weights = HeldOutFusion().weights(part, against)
-    assert (weights[:, [name.startswith("raw") for name in TERMS]] == 0).all()
+    fusion = HeldOutFusion(strengths=())
+    weights = fusion.weights(part, against)
+    assert (weights[:, [name.startswith("raw") for name in fusion.terms]] == 0).all()
 
 
 def test_a_refiner_that_is_right_is_left_alone():
@@ -71,8 +107,9 @@ def test_a_refiner_that_is_right_is_left_alone():
 
 def test_terms_that_are_not_there_get_no_weight():
     part = images()
-    same = Candidates(part.refined, part.refined, part.refined)
-    torch.testing.assert_close(HeldOutFusion()(same, HeldOutFusion().weights(same, part.low_dose)), part.refined)
+    same = Candidates(part.refined, part.refined, part.refined, part.refined)
+    fusion = HeldOutFusion(strengths=())
+    torch.testing.assert_close(fusion(same, fusion.weights(same, part.low_dose)), part.refined)
 
 
 def test_an_image_without_a_body_is_left_alone():
@@ -102,6 +139,23 @@ def test_a_slice_is_mixed_alike_in_every_batch():
     torch.testing.assert_close(
         network(sinogram, None, PHOTONS)[1:], network(sinogram[1:], None, PHOTONS), atol=0.1, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("slices_per_batch", [1, 2, 3])
+def test_a_stack_in_chunks_is_the_stack_at_once(slices_per_batch):
+    network = restorer(refiner=Smooth(), held_out_fusion=HeldOutFusion(), geometry=GRID)
+    sinograms = torch.cat([scan(seed=seed) for seed in range(3)])
+    for neighbours in (False, True):
+        inferer = StackInferer(slices_per_batch, progress=False, neighbours=neighbours)
+        chunks = inferer(sinograms.transpose(0, 1)[None], network, incident_photons=PHOTONS)
+        whole = network.restore(sinograms, None, PHOTONS, adjacent=neighbours).restored
+        torch.testing.assert_close(chunks[0, -1], whole[:, 0], atol=0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
+def test_a_strength_that_is_none_is_refused(strength):
+    with pytest.raises(ValueError, match="strengths"):
+        HeldOutFusion(strengths=[strength])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 1.5])
