@@ -47,6 +47,7 @@ from bundle.inference import read_weights
 from bundle.io import replace_when_complete
 
 CONFIGS = ROOT / "configs" / "ablations"
+EVALUATE = ROOT / "configs" / "evaluate.json"
 DOSES = (0.1, 0.25, 1.0)
 #: What the others are held against: all parts, as shipped.
 WHOLE = "whole"
@@ -96,8 +97,8 @@ class Ablation:
 
     @property
     def version(self) -> str:
-        """Checksum of its weights and its override."""
-        return checksum(self.weights, *([self.config] if self.config else []))
+        """Checksum of its weights, of the config and of its override."""
+        return checksum(self.weights, EVALUATE, *([self.config] if self.config else []))
 
 
 def find_ablations(weights: Path, trained: Path | None, scratch: Path) -> list[Ablation]:
