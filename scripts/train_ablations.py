@@ -1,12 +1,11 @@
 """Train every form of the method that an ablation of configs/ablations needs, all with the same small budget.
 
-    python scripts/train_ablations.py --dataset_dir DIR --exclude 'chest1mm*' --validation Anonymous \
-        --autoencoder output/autoencoder/autoencoder.pt
+    python scripts/train_ablations.py --dataset_dir DIR --exclude 'chest1mm*' --validation Anonymous
 
 Each stage starts from nothing, sees the same data in the same order and stops after the same number of epochs; among
-them are the forms that the others are held against (short_projection, short). Stage 3 starts from --autoencoder, a
-stage 2 of the whole method, unless the ablation changes stage 2, too: then that is trained as well. Resumes: what is
-there is not trained again. Output: <output>/<name>/projection.pt or diffusion.pt, for measure_ablations.py --trained.
+them are the forms that the others are held against (short_projection, short). Stage 3 starts from the stage 2 of short,
+unless the ablation changes stage 2, too: then from its own. Resumes: what is there is not trained again. Output:
+<output>/<name>/projection.pt or diffusion.pt, for measure_ablations.py --trained.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 ABLATIONS = CONFIGS / "ablations"
 STAGES = ("projection", "autoencoder", "diffusion")
+#: The form of stages 2 and 3 that the others are held against.
+SHORT = "short"
 #: What the stages are trained with where an ablation says nothing else.
 RECIPE = {"projection": (), "autoencoder": ("cross_fit.json",), "diffusion": ("cross_fit.json",)}
 
@@ -50,7 +51,8 @@ def plan() -> list[Run]:
         Run("thinned_projection", "projection", ("thinned_projection.json",)),
     ]
     later = [
-        Run("short", "diffusion", RECIPE["diffusion"]),
+        Run(SHORT, "autoencoder", RECIPE["autoencoder"]),
+        Run(SHORT, "diffusion", RECIPE["diffusion"]),
         Run("plain", "autoencoder", ()),
         Run("plain", "diffusion", ()),
     ]
@@ -66,7 +68,7 @@ def plan() -> list[Run]:
     lacking = [Run(n, "diffusion", RECIPE["diffusion"]) for n in changed if Run(n, "diffusion", ()) not in later]
     known = {(run.name, run.stage) for run in later}
     later += [run for run in lacking if (run.name, run.stage) not in known]
-    return runs + sorted(later, key=lambda run: (run.name, STAGES.index(run.stage)))
+    return runs + sorted(later, key=lambda run: (run.name != SHORT, run.name, STAGES.index(run.stage)))
 
 
 def command(run: Run, args: argparse.Namespace, folder: Path) -> list[str]:
@@ -87,7 +89,7 @@ def command(run: Run, args: argparse.Namespace, folder: Path) -> list[str]:
         options["projection_weights"] = str(args.projection)
     if run.stage == "diffusion":
         own = args.output / run.name / "autoencoder.pt"
-        options["autoencoder_weights"] = str(own if own.is_file() else args.autoencoder)
+        options["autoencoder_weights"] = str(own if own.is_file() else args.output / SHORT / "autoencoder.pt")
     words = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
     return [*words, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
@@ -99,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--exclude", nargs="*", default=[], help="patients (patterns) that are kept for measuring")
     parser.add_argument("--validation", nargs="+", required=True, help="patients (patterns) that are watched")
     parser.add_argument("--projection", type=Path, help="stage 1 for stages 2 and 3; default that of models/model.pt")
-    parser.add_argument("--autoencoder", type=Path, required=True, help="stage 2 where an ablation does not change it")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablations")
     parser.add_argument("--epochs", type=int, nargs=3, default=(10, 20, 20), help="of the three stages")
     parser.add_argument("--every", type=int, nargs=3, default=(1, 3, 3), help="every n-th slice, for the three stages")
@@ -111,9 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only: no ablation {unknown[0]!r} is trained; there are {sorted({run.name for run in runs})}")
     if args.projection is None:
         args.projection = _projection_of(ROOT / "models" / "model.pt", args.output)
+    if args.only:
+        chosen = [run for run in runs if run.name in args.only]
+        own = {run.name for run in chosen if run.stage == "autoencoder"}
+        borrows = any(run.stage == "diffusion" and run.name not in own for run in chosen)
+        runs = [run for run in runs if run in chosen or (borrows and (run.name, run.stage) == (SHORT, "autoencoder"))]
     for run in runs:
         done = args.output / run.name / f"{run.stage}.pt"
-        if done.is_file() or (args.only and run.name not in args.only):
+        if done.is_file():
             continue
         print(f"{run.name}: {run.stage}", flush=True)
         folder = args.output / run.name / run.stage

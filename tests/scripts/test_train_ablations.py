@@ -27,8 +27,10 @@ def test_an_autoencoder_comes_before_the_diffusion_that_needs_it(train_ablations
     places = {(run.name, run.stage): place for place, run in enumerate(train_ablations.plan())}
     assert len(places) == len(train_ablations.plan())
     changed = [name for name, stage in places if stage == "autoencoder"]
-    assert set(changed) == {"no_noise_map", "no_skips", "plain"}
+    assert set(changed) == {"no_noise_map", "no_skips", "plain", "short"}
     assert all(places[name, "autoencoder"] < places[name, "diffusion"] for name in changed)
+    # The others borrow it.
+    assert places["short", "autoencoder"] < min(place for (_, stage), place in places.items() if stage == "diffusion")
 
 
 def test_every_file_of_a_run_is_there_and_made_for_its_stage(train_ablations):
@@ -48,28 +50,20 @@ def test_a_finished_training_is_not_repeated(train_ablations, tmp_path, monkeypa
         (folder / f"{folder.name}.pt").write_bytes(b"weights")
 
     monkeypatch.setattr(train_ablations.subprocess, "run", run)
-    weights = {name: str(tmp_path / f"{name}.pt") for name in ("projection", "autoencoder")}
-    words = [
-        "--dataset_dir",
-        str(tmp_path),
-        "--validation",
-        "ada",
-        "--output",
-        str(tmp_path / "out"),
-        "--only",
-        "no_skips",
-    ]
+    weights = {"projection": str(tmp_path / "projection.pt")}
+    words = ["--dataset_dir", str(tmp_path), "--validation", "ada", "--output", str(tmp_path / "out")]
     words += [word for name, path in weights.items() for word in (f"--{name}", path)]
+    words += ["--only", "no_skips"]
     assert train_ablations.main(words) == 0
     assert started == [("no_skips", "autoencoder"), ("no_skips", "diffusion")]
     (tmp_path / "out" / "no_skips" / "diffusion.pt").unlink()
     train_ablations.main(words)
     assert started[2:] == [("no_skips", "diffusion")]
+    train_ablations.main([*words, "epsilon"])
+    assert started[3:] == [("short", "autoencoder"), ("epsilon", "diffusion")]
 
 
 def test_an_unknown_name_is_refused(train_ablations, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_ablations.main(
-            ["--dataset_dir", str(tmp_path), "--validation", "a", "--autoencoder", "a.pt", "--only", "nothing"]
-        )
+        train_ablations.main(["--dataset_dir", str(tmp_path), "--validation", "a", "--only", "nothing"])
     assert "no ablation 'nothing' is trained" in capsys.readouterr().err
