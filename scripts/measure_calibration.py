@@ -21,7 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, add_arguments, checksum, code_checksum, load_config, plain, rounded, say_codes, settle
+from measuring import (
+    ROOT,
+    add_arguments,
+    checksum,
+    code_checksum,
+    load_config,
+    method_versions,
+    plain,
+    rounded,
+    say_codes,
+    settle,
+)
 from monai.bundle import ConfigParser
 from tqdm import tqdm
 
@@ -226,7 +237,7 @@ def measure(args: argparse.Namespace, setting: Setting, store: RowStore) -> tupl
     windows = {name: scanner.config["windows"][name] for name in ("abdomen", "chest")}
     fixed = {
         "setting_name": setting.name,
-        "weights": checksum(args.weights),
+        "weights": method_versions(["restored"], scanner.config, args.weights)["restored"],
         "setting": checksum(
             *(Path(p) for scan, _ in setting.calibration + setting.measured for p in _paths(scan)),
             repr([[(s["name"], slices) for s, slices in setting.calibration], setting.overrides, REFERENCE_DOSE]),
