@@ -144,11 +144,13 @@ def _trained(
         return Ablation(name, about, stage, override, model, stages)
     if not part.is_file():
         return Ablation(name, about, stage, override, None, stages, f"no weights: {name}/{stage}.pt was not trained")
-    kept = {key: value for key, value in read_weights(weights).items() if not key.startswith(prefix)}
-    joined = {**kept, **{prefix + key: value for key, value in read_weights(part).items()}}
     path = scratch / f"{name}-{checksum(weights, part)}.pt"
-    with replace_when_complete(path, overwrite=True) as unfinished:
-        torch.save(joined, unfinished)
+    # Not written twice: the bytes would differ, and with them the version that rows are kept by.
+    if not path.is_file():
+        kept = {key: value for key, value in read_weights(weights).items() if not key.startswith(prefix)}
+        joined = {**kept, **{prefix + key: value for key, value in read_weights(part).items()}}
+        with replace_when_complete(path, overwrite=True) as unfinished:
+            torch.save(joined, unfinished)
     return Ablation(name, about, stage, override, path, stages)
 
 
