@@ -45,7 +45,9 @@ def test_the_config_of_an_earlier_stage_is_no_ablation_of_its_own(measure_ablati
     ("name", "part", "key", "other"),
     [("no_mask", "projection", "projection.a", "refiner.b"), ("steps_1", "diffusion", "refiner.b", "projection.a")],
 )
-def test_a_trained_stage_takes_the_place_of_the_shipped_one(measure_ablations, weights, name, part, key, other):
+def test_a_trained_stage_takes_the_place_of_the_shipped_one(
+    measure_ablations, weights, name, part, key, other, monkeypatch
+):
     folder = weights.parent / name
     folder.mkdir()
     torch.save({key.split(".")[1]: torch.ones(1)}, folder / f"{part}.pt")
@@ -53,7 +55,8 @@ def test_a_trained_stage_takes_the_place_of_the_shipped_one(measure_ablations, w
     joined = torch.load(ablation.weights, weights_only=True)
     assert joined[key] == 1 and joined[other] == 0 and joined["fusion.c"] == 0
     assert ablation.skipped is None
-    # A row that was measured is found again only by the same version.
+    # A row that was measured is found again only by the same version, which another run must come to, too.
+    monkeypatch.setattr("os.getpid", lambda: 1)
     assert find(measure_ablations, weights, weights.parent)[name].version == ablation.version
 
 
