@@ -56,8 +56,9 @@ def test_a_trained_stage_takes_the_place_of_the_shipped_one(
     assert joined[key] == 1 and joined[other] == 0 and joined["fusion.c"] == 0
     assert ablation.skipped is None
     # A row that was measured is found again only by the same version, which another run must come to, too.
+    version = ablation.version
     monkeypatch.setattr("os.getpid", lambda: 1)
-    assert find(measure_ablations, weights, weights.parent)[name].version == ablation.version
+    assert find(measure_ablations, weights, weights.parent)[name].version == version
 
 
 def test_a_model_of_its_own_is_taken_whole(measure_ablations, weights):
