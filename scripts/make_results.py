@@ -89,8 +89,7 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
             "tuning",
             "strengths of the classical peers",
             "docs/results/peer_strengths.json",
-            [script("tune_peers.py", *(development or []))],
-            resumes=False,
+            [script("tune_peers.py", *(development or []), *(["--fresh"] if args.fresh else []))],
             skipped=no_development or ("not part of a quick run" if args.quick else None),
         ),
         Part(

@@ -5,7 +5,8 @@
 Each peer gets what makes its mean RMSE over the slices least, against the normal-dose FBP: a fairer opponent than one
 with a strength from a paper. Give it the patients that our stages were trained on, never those of a test. Grids are
 searched by climbing from the best of the dose before, until the best has worse neighbours on both sides. Writes
-docs/results/peer_strengths.json, which scripts/methods.py reads. Scanner and noise are those of configs/evaluate.json.
+docs/results/peer_strengths.json, which scripts/methods.py reads; stopped, it goes on where it was. Scanner and noise
+are those of configs/evaluate.json.
 """
 
 from __future__ import annotations
@@ -181,6 +182,33 @@ def at_a_border(name: str, arguments: dict) -> bool:
     return arguments["strength"] in (STEPS[0], STEPS[-1]) or (arguments["window"], arguments["cutoff"]) == BASES[-1]
 
 
+def kept_rows(path: Path, head: dict) -> dict[float, dict]:
+    """What a file of strengths holds by dose; nothing if it was tuned on other patients, another scanner or grid."""
+    if not path.is_file():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    same = all(earlier.get(key) == value for key, value in json.loads(json.dumps(head)).items())
+    return {row["dose"]: row for row in earlier["doses"]} if same else {}
+
+
+def scan_all(items: Sequence[dict], simulate: Callable[[dict], dict], config: ConfigParser, dose: float) -> Slices:
+    """The slices of all patients, scanned at this dose."""
+    scans, references = [], []
+    for item in items:
+        scanned = simulate({**item, "dose": dose})
+        scans.append(
+            Scan(
+                sinogram=scanned["sinogram"].transpose(0, 1),
+                geometry=FanBeamGeometry.from_json(scanned["geometry"]),
+                incident_photons=config["photons"] * dose,
+                electronic_variance=config["electronic_variance"],
+                mu_water=config["mu_water"],
+            )
+        )
+        references.append(scanned["reference"].transpose(0, 1))
+    return Slices(scans, references)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +217,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=2, help="evenly spaced slices of each scan")
     parser.add_argument("--doses", type=float, nargs="+", default=list(DOSES), help="fractions of the normal dose")
     parser.add_argument("--methods", nargs="+", default=list(TUNED), choices=list(TUNED))
-    parser.add_argument("--output", type=Path, default=STRENGTHS, help="what it holds of other methods or doses stays")
+    parser.add_argument("--output", type=Path, default=STRENGTHS, help="what it holds of these patients stays")
+    parser.add_argument("--fresh", action="store_true", help="tune these methods at these doses again")
     args = parser.parse_args()
 
     config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "evaluate.json")))
@@ -217,33 +246,23 @@ def main() -> None:
         except ModuleNotFoundError as error:
             print(f"{name} is skipped: {error}")
 
-    rows = {}
-    if args.output.is_file():
-        earlier = json.loads(args.output.read_text(encoding="utf-8"))
-        # What was tuned on other patients or another scanner is worth nothing here.
-        if all(earlier.get(key) == json.loads(json.dumps(head[key])) for key in head if key != "grid"):
-            rows = {row["dose"]: row for row in earlier["doses"]}
+    rows = kept_rows(args.output, head)
+    if args.fresh:
+        for dose in args.doses:
+            for name in methods:
+                rows.get(dose, {"chosen": {}})["chosen"].pop(name, None)
     last: dict[str, dict] = {name: {} for name in methods}
     for dose in tqdm(sorted(args.doses, reverse=True), desc="tune", unit="dose"):
-        scans, references = [], []
-        for item in items:
-            scanned = simulate({**item, "dose": dose})
-            scans.append(
-                Scan(
-                    sinogram=scanned["sinogram"].transpose(0, 1),
-                    geometry=FanBeamGeometry.from_json(scanned["geometry"]),
-                    incident_photons=config["photons"] * dose,
-                    electronic_variance=config["electronic_variance"],
-                    mu_water=config["mu_water"],
-                )
-            )
-            references.append(scanned["reference"].transpose(0, 1))
-        slices = Slices(scans, references)
-        levels = [float(level) for _, noise in slices.images(NOISE_WINDOW, 1.0) for level in noise]
         row = rows.setdefault(dose, {"dose": dose, "chosen": {}, "rmse_hu": {}, "at_a_border": [], "tried": {}})
+        last.update({name: row["chosen"][name] for name in methods if name in row["chosen"]})
+        missing = [name for name in methods if name not in row["chosen"]]
+        if not missing:
+            continue
+        slices = scan_all(items, simulate, config, dose)
+        levels = [float(level) for _, noise in slices.images(NOISE_WINDOW, 1.0) for level in noise]
         row["noise_hu"] = round(fmean(levels), 3)
         row["rmse_hu"]["fbp_ram-lak"] = round(slices.score("fbp_hann", "ram-lak", 1.0), 3)
-        for name in methods:
+        for name in missing:
             start = time.perf_counter()
             arguments, error, seen = tune(name, slices, last[name])
             last[name] = arguments

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
+from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 
 from bundle.physics import thin_line_integrals
@@ -37,6 +38,9 @@ BODY_HU = -950.0
 #: Noise below counts as this much, HU: no pixel may decide alone.
 LEAST_NOISE = 5.0
 
+#: Precision of the weights before any pixel is seen (their standard deviation is 1).
+WEIGHT_PRECISION = 1.0
+
 #: Width of the Gaussian over which the noise that stage 1 took away is measured for the guide, pixels; its least, HU.
 GUIDE_WIDTH = 6.0
 LEAST_GUIDE_NOISE = 3.0
@@ -59,14 +63,18 @@ class HeldOutFusion(nn.Module):
     The photons of the scan are parted (:func:`bundle.physics.thin_line_integrals`); the whole pipeline restores the
     larger part (primes), the FBP of the other is ``o``, with local noise ``N``. Its noise is independent, so the least
     squares find what is true of the patient: where the refiner smooths detail away, detail comes back; where it is
-    right, nothing does. No clean image, no training, no calibration on other scans.
+    right, nothing does. No weight is negative: detail is brought back or left out, never taken away twice. No clean
+    image, no training, no calibration on other scans.
+
+    What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
+    ``least_detail`` of what the refiner took away stays, whatever they say; a reader, or an observer, finds it there.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
-    what the refiner took away, coarse and fine; what is left in the raw data, which never counts negatively; and for
-    every strength the non-local mean of the raw data less the refined image, coarse and fine
-    (:func:`guided_nonlocal_means`; the refined image in units of the local noise says which pixels are alike). That
-    mean has seen neither network: what repeats in the patient, it finds in the raw data, whether or not any training
-    image had it. With slices above and below it is searched for there, too.
+    what the refiner took away, coarse and fine; what is left in the raw data; and for every strength the non-local mean of
+    the raw data less the refined image, coarse and fine (:func:`guided_nonlocal_means`; the refined image in units of
+    the local noise says which pixels are alike). That mean has seen neither network: what repeats in the patient, it
+    finds in the raw data, whether or not any training image had it. With slices above and below it is searched for
+    there, too.
 
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
@@ -74,12 +82,13 @@ class HeldOutFusion(nn.Module):
         strengths: of the non-local means, in units of the local noise of ``x_ld``; none: no such terms.
         patch_size: of the non-local means, pixels.
         radius: of their search, pixels.
+        least_detail: least weight of what the refiner took away, 0 to 1; 0 makes the squares least.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive.
+        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive, ``least_detail`` not in [0, 1].
 
     Source: this project's. Cross-validation by independent photons after Neufeld et al., Data thinning, JMLR 25, 2024;
-    weights of predictors by least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
+    weights of predictors by non-negative least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
     """
 
     def __init__(
@@ -89,17 +98,21 @@ class HeldOutFusion(nn.Module):
         strengths: Sequence[float] = (0.15, 0.5, 1.5),
         patch_size: int = 5,
         radius: int = 7,
+        least_detail: float = 0.3,
     ) -> None:
         super().__init__()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
         if not all(math.isfinite(strength) and strength > 0 for strength in strengths):
             raise ValueError(f"strengths must be positive, got {tuple(strengths)}")
+        if not 0 <= least_detail <= 1:
+            raise ValueError(f"least_detail must be between 0 and 1, got {least_detail}")
         self.fraction = float(fraction)
         self.seed = int(seed)
         self.strengths = tuple(float(strength) for strength in strengths)
         self.patch_size = int(patch_size)
         self.radius = int(radius)
+        self.least_detail = float(least_detail)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -139,7 +152,9 @@ class HeldOutFusion(nn.Module):
         # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
         terms = torch.cat([self._terms(part, around), _places(part.refined)], dim=1)
         count = len(self.terms)
-        raw = [name.startswith("raw") for name in self.terms]
+        taken_away = len(PARTS[:2]) * len(PLACES)
+        least = torch.tensor([self.least_detail if index < taken_away else 0.0 for index in range(count)])
+        bounds = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
         body = _gauss(part.refined, 3.0) > BODY_HU
         smooth = _gauss(held_out, 3.0)
         noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
@@ -147,12 +162,12 @@ class HeldOutFusion(nn.Module):
         for index in range(len(held_out)):
             inside = body[index, 0]
             if int(inside.sum()) < 100 * count:
-                weights.append(held_out.new_zeros(count))
+                weights.append(least.to(held_out))
                 continue
             scale = 1 / noise[index, 0][inside].double()
             design = terms[index][:, inside].double() * scale
             aim = (held_out - part.refined)[index, 0][inside].double() * scale
-            weights.append(_least_squares(design, aim, raw)[:count].to(held_out))
+            weights.append(_least_squares(design, aim, bounds)[:count].to(held_out))
         return torch.stack(weights)
 
     @torch.no_grad()
@@ -163,7 +178,7 @@ class HeldOutFusion(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"fraction={self.fraction}, seed={self.seed}, strengths={self.strengths}, patch_size={self.patch_size}, "
-            f"radius={self.radius}"
+            f"radius={self.radius}, least_detail={self.least_detail}"
         )
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
@@ -199,22 +214,17 @@ def _places(refined: Tensor) -> Tensor:
     return torch.cat([steep, (1 - steep) * edge, (1 - steep) * (1 - edge)], dim=1)
 
 
-def _least_squares(design: Tensor, aim: Tensor, raw: Sequence[bool]) -> Tensor:
-    """Weights of the rows of ``(K, N)`` that sum to ``(N,)`` best; those of ``raw`` rows zero or more."""
+def _least_squares(design: Tensor, aim: Tensor, least: Tensor) -> Tensor:
+    """Weights of the rows of ``(K, N)`` that sum to ``(N,)`` best, none below ``least`` ``(K,)``."""
     gram, right = design @ design.T, design @ aim
-    # Terms that are not there (a pipeline without a fusion, say) get no weight instead of any.
-    ridge = 1e-3 * gram.diagonal() + 1e-12 * gram.diagonal().sum() + 1e-12
-    free = list(range(len(gram)))
-    positive = {index for index, is_raw in enumerate(raw) if is_raw}
-    while True:
-        solution = torch.linalg.solve((gram + torch.diag(ridge))[free][:, free], right[free])
-        negative = [index for index, value in zip(free, solution.tolist()) if index in positive and value < 0]
-        if not negative:
-            break
-        free = [index for index in free if index not in negative]
-    weights = gram.new_zeros(len(gram))
-    weights[free] = solution
-    return weights
+    # Both sides count in the judge's noise: a weight is expected to be about 1, unless pixels say otherwise, so that a
+    # term that is hardly there gets none instead of any.
+    ridge = 1e-3 * gram.diagonal() + WEIGHT_PRECISION
+    # A square root of K rows has the same least squares as all pixels.
+    root = torch.linalg.cholesky(gram + torch.diag(ridge), upper=True)
+    point = torch.linalg.solve_triangular(root.T, right[:, None], upper=False)[:, 0]
+    found = lsq_linear(root.cpu().numpy(), point.cpu().numpy(), (least.cpu().numpy(), math.inf), method="bvls")
+    return torch.from_numpy(found.x)
 
 
 def _gauss(image: Tensor, sigma: float) -> Tensor:
