@@ -70,9 +70,9 @@ class HeldOutFusion(nn.Module):
     ``least_detail`` of what the refiner took away stays, whatever they say; a reader, or an observer, finds it there.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
-    what the refiner took away, coarse and fine; what is left in the raw data; and for every strength the non-local mean of
-    the raw data less the refined image, coarse and fine (:func:`guided_nonlocal_means`; the refined image in units of
-    the local noise says which pixels are alike). That mean has seen neither network: what repeats in the patient, it
+    what the refiner took away, coarse and fine; what is left in the raw data; and for every strength the non-local mean
+    of the raw data less the refined image, coarse and fine (:func:`guided_nonlocal_means`; the refined image in units
+    of the local noise says which pixels are alike). That mean has seen neither network: what repeats in the patient, it
     finds in the raw data, whether or not any training image had it. With slices above and below it is searched for
     there, too.
 

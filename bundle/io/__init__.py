@@ -1,7 +1,9 @@
 """Files in and out: CT images, measured sinograms, finding and parting scans. All of pydicom and nibabel is here."""
 
-from .ct import CTVolume, ScanFrame, read_ct, write_nifti
+from .ct import read_ct
+from .frame import CTVolume, ScanFrame
 from .inputs import find_scans, split_by_patient
+from .nifti import write_nifti
 from .sinogram import ScanNoise, read_scan_noise, read_sinogram, write_sinogram
 from .writing import replace_when_complete
 

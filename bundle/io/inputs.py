@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .ct import NIFTI_SUFFIXES, dicom_series, scan_name
+from .dicom import dicom_series
+from .names import NIFTI_SUFFIXES, scan_name
 
 logger = logging.getLogger(__name__)
 

@@ -146,3 +146,14 @@ def test_tuning_follows_the_noise_of_the_slices(tune_peers, scan):
     chosen, error, seen = tune_peers.tune("tv", slices, {})
     assert error == pytest.approx(min(value for tried in seen.values() for value in tried.values()))
     assert error < slices.score("fbp_hann", chosen["window"], chosen["cutoff"])
+
+
+def test_strengths_of_the_same_patients_are_kept_and_of_others_not(tune_peers, tmp_path):
+    head = {"patients": {"a": [1, 2]}, "grid": {"strength": (0.1, 0.2)}}
+    path = tmp_path / "strengths.json"
+    assert tune_peers.kept_rows(path, head) == {}
+    row = {"dose": 0.25, "chosen": {"tv": {"strength": 0.1}}}
+    path.write_text(json.dumps({**head, "doses": [row]}))
+    assert tune_peers.kept_rows(path, head) == {0.25: row}
+    assert tune_peers.kept_rows(path, {**head, "patients": {"b": [1, 2]}}) == {}
+    assert tune_peers.kept_rows(path, {**head, "grid": {"strength": (0.1, 0.3)}}) == {}
