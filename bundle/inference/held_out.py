@@ -63,11 +63,13 @@ class HeldOutFusion(nn.Module):
     The photons of the scan are parted (:func:`bundle.physics.thin_line_integrals`); the whole pipeline restores the
     larger part (primes), the FBP of the other is ``o``, with local noise ``N``. Its noise is independent, so the least
     squares find what is true of the patient: where the refiner smooths detail away, detail comes back; where it is
-    right, nothing does. No weight is negative: detail is brought back or left out, never taken away twice. No clean
-    image, no training, no calibration on other scans.
+    right, nothing does. No weight is negative: detail is brought back or left out, never taken away twice. But at steep
+    edges only the raw data's is bound so: there the refined image is the sharper one, and what is to be taken away is
+    the blur of the fused image. No clean image, no training, no calibration on other scans.
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
-    ``least_detail`` of what the refiner took away stays, whatever they say; a reader, or an observer, finds it there.
+    ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
+    where nothing is faint, are free of it.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
     what the refiner took away, coarse and fine; what is left in the raw data; and for every strength the non-local mean
@@ -152,8 +154,7 @@ class HeldOutFusion(nn.Module):
         # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
         terms = torch.cat([self._terms(part, around), _places(part.refined)], dim=1)
         count = len(self.terms)
-        taken_away = len(PARTS[:2]) * len(PLACES)
-        least = torch.tensor([self.least_detail if index < taken_away else 0.0 for index in range(count)])
+        least = torch.tensor([self._least_weight(term) for term in self.terms])
         bounds = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
         body = _gauss(part.refined, 3.0) > BODY_HU
         smooth = _gauss(held_out, 3.0)
@@ -162,7 +163,7 @@ class HeldOutFusion(nn.Module):
         for index in range(len(held_out)):
             inside = body[index, 0]
             if int(inside.sum()) < 100 * count:
-                weights.append(least.to(held_out))
+                weights.append(least.clamp_min(0).to(held_out))
                 continue
             scale = 1 / noise[index, 0][inside].double()
             design = terms[index][:, inside].double() * scale
@@ -180,6 +181,12 @@ class HeldOutFusion(nn.Module):
             f"fraction={self.fraction}, seed={self.seed}, strengths={self.strengths}, patch_size={self.patch_size}, "
             f"radius={self.radius}, least_detail={self.least_detail}"
         )
+
+    def _least_weight(self, term: str) -> float:
+        part, place = term.split()[0], term.split()[-1]
+        if place == "steep" and part != "raw":
+            return -math.inf
+        return self.least_detail if part in PARTS[:2] else 0.0
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
         """The terms, ``(B, K, H, W)``."""

@@ -91,20 +91,30 @@ def test_slices_that_show_the_same_help_each_other():
     assert (helped - truth).square().mean() < 0.85 * (alone - truth).square().mean()
 
 
+def least_weights(fusion: HeldOutFusion) -> Tensor:
+    """The least that each weight may be, as the class says it."""
+    least = []
+    for name in fusion.terms:
+        part, place = name.split()[0], name.split()[-1]
+        free = place == "steep" and part != "raw"
+        least.append(-torch.inf if free else fusion.least_detail if part in ("coarse", "fine") else 0.0)
+    return torch.tensor(least)
+
+
 def test_no_detail_is_taken_away_twice():
-    """Where the truth lies beyond the refined image, seen from the others, the refined image it is."""
-    part = images()
+    """Where the truth lies beyond the refined image, seen from the others, the refined image it is, but at edges."""
+    part = Candidates(*(image / 10 for image in images()))
     fusion = HeldOutFusion(strengths=(), least_detail=0)
     weights = fusion.weights(part, part.refined - (part.low_dose - part.refined))
-    torch.testing.assert_close(weights, torch.zeros_like(weights), atol=0.01, rtol=0)
+    bounded = weights[:, least_weights(fusion) == 0]
+    torch.testing.assert_close(bounded, torch.zeros_like(bounded), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("least_detail", [0.0, 0.3])
 def test_weights_are_the_best_of_those_that_are_allowed(least_detail):
     fusion, part = HeldOutFusion(least_detail=least_detail), images()
     judge = part.low_dose + 20 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
-    found = fusion.weights(part, judge)
-    least = torch.tensor([least_detail if name.startswith(("coarse", "fine")) else 0.0 for name in fusion.terms])
+    found, least = fusion.weights(part, judge), least_weights(fusion)
     assert (found >= least - 1e-6).all() and (found > least + 0.05).any() and (found < least + 1e-6).any()
 
     def error(weights: Tensor) -> Tensor:
@@ -118,16 +128,39 @@ def test_weights_are_the_best_of_those_that_are_allowed(least_detail):
             assert (error(changed) >= error(found) * (1 - 1e-3)).all(), fusion.terms[index]
 
 
+def test_blur_of_the_fused_image_is_taken_away_at_steep_edges():
+    """The truth is as much sharper than the refined image as that is than the fused one."""
+    sharp = torch.where(torch.arange(96) % 32 < 16, 400.0, 0.0).view(1, 1, -1, 1).expand(1, 1, 96, 96)
+    refined = _gauss(sharp, 1.0)
+    fused = refined - (_gauss(sharp, 0.7) - refined)
+    generator = torch.Generator().manual_seed(0)
+    noise = 10 * torch.randn(1, 1, 96, 96, generator=generator)
+    part = Candidates(fused + noise, fused, fused, refined)
+    judge = _gauss(sharp, 0.7) + 10 * torch.randn(1, 1, 96, 96, generator=generator)
+    fusion = HeldOutFusion(strengths=())
+    weights = fusion.weights(part, judge)
+    restored = fusion(part, weights)
+    error, before = ((image - _gauss(sharp, 0.7)).square().mean() for image in (restored, refined))
+    assert error < 0.5 * before
+    assert weights[0, fusion.terms.index("fine steep")] < -0.3
+
+
 def test_a_refiner_that_is_right_is_left_alone_but_for_the_least_detail():
     part = images()
     weights = HeldOutFusion(least_detail=0).weights(part, part.refined)
     torch.testing.assert_close(weights, torch.zeros_like(weights), atol=1e-6, rtol=0)
     # All that the squares can do is to leave it at that.
     fusion = HeldOutFusion(least_detail=0.3)
-    weights = dict(zip(fusion.terms, fusion.weights(part, part.refined).unbind(1)))
-    for name, weight in weights.items():
-        if name.startswith(("coarse", "fine")):
-            torch.testing.assert_close(weight, torch.full_like(weight, 0.3))
+    kept = fusion.weights(part, part.refined)[:, least_weights(fusion) == 0.3]
+    torch.testing.assert_close(kept, torch.full_like(kept, 0.3))
+
+
+def test_an_image_without_a_body_is_left_alone_but_for_the_least_detail():
+    air = Candidates(*(image - 1000 for image in images()))
+    assert not HeldOutFusion(least_detail=0).weights(air, air.low_dose).any()
+    fusion = HeldOutFusion(least_detail=0.3)
+    weights = fusion.weights(air, air.low_dose)
+    assert torch.equal(weights, least_weights(fusion).clamp_min(0).expand_as(weights))
 
 
 def test_terms_that_are_not_there_get_no_weight():
@@ -135,14 +168,6 @@ def test_terms_that_are_not_there_get_no_weight():
     same = Candidates(part.refined, part.refined, part.refined, part.refined)
     fusion = HeldOutFusion(strengths=())
     torch.testing.assert_close(fusion(same, fusion.weights(same, part.low_dose)), part.refined)
-
-
-def test_an_image_without_a_body_is_left_alone_but_for_the_least_detail():
-    air = Candidates(*(image - 1000 for image in images()))
-    assert not HeldOutFusion(least_detail=0).weights(air, air.low_dose).any()
-    fusion = HeldOutFusion(least_detail=0.3)
-    kept = fusion(air, fusion.weights(air, air.low_dose))
-    torch.testing.assert_close(kept, air.refined + 0.3 * (air.fused - air.refined), atol=1e-2, rtol=0)
 
 
 def test_a_refiner_that_spoils_the_image_is_found_out():
