@@ -63,9 +63,9 @@ class HeldOutFusion(nn.Module):
     The photons of the scan are parted (:func:`bundle.physics.thin_line_integrals`); the whole pipeline restores the
     larger part (primes), the FBP of the other is ``o``, with local noise ``N``. Its noise is independent, so the least
     squares find what is true of the patient: where the refiner smooths detail away, detail comes back; where it is
-    right, nothing does. Away from steep edges no weight is negative: detail is brought back or left out, never taken away
-    twice. At steep edges only the raw data's is bound so: there the refined image is the sharper one, and what is to be
-    taken away is the blur of the fused image. No clean image, no training, no calibration on other scans.
+    right, nothing does. Away from steep edges no weight is negative: detail is brought back or left out, never taken
+    away twice. At steep edges only the raw data's is bound so: there the refined image is the sharper one, and what is
+    to be taken away is the blur of the fused image. No clean image, no training, no calibration on other scans.
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
