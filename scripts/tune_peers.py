@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -209,6 +209,41 @@ def scan_all(items: Sequence[dict], simulate: Callable[[dict], dict], config: Co
     return Slices(scans, references)
 
 
+def tune_doses(
+    rows: dict[float, dict], doses: Sequence[float], methods: Sequence[str], scan: Callable[[float], Slices]
+) -> Iterator[dict[float, dict]]:
+    """The rows by dose, after each dose that lacked a method; highest dose first, each started at the last one's best.
+
+    Args:
+        rows: what is tuned already; a method that a dose's row has is not tuned again, nor the dose scanned if all are.
+        scan: makes the slices of a dose.
+    """
+    rows = dict(rows)
+    last: dict[str, dict] = {name: {} for name in methods}
+    for dose in tqdm(sorted(doses, reverse=True), desc="tune", unit="dose"):
+        row = rows.setdefault(dose, {"dose": dose, "chosen": {}, "rmse_hu": {}, "at_a_border": [], "tried": {}})
+        last.update({name: row["chosen"][name] for name in methods if name in row["chosen"]})
+        missing = [name for name in methods if name not in row["chosen"]]
+        if not missing:
+            continue
+        slices = scan(dose)
+        levels = [float(level) for _, noise in slices.images(NOISE_WINDOW, 1.0) for level in noise]
+        row["noise_hu"] = round(fmean(levels), 3)
+        row["rmse_hu"]["fbp_ram-lak"] = round(slices.score("fbp_hann", "ram-lak", 1.0), 3)
+        for name in missing:
+            start = time.perf_counter()
+            arguments, error, seen = tune(name, slices, last[name])
+            last[name] = arguments
+            row["chosen"][name], row["rmse_hu"][name] = arguments, round(error, 3)
+            row["at_a_border"] = [n for n in row["at_a_border"] if n != name]
+            row["at_a_border"] += [name] if at_a_border(name, arguments) else []
+            row["tried"][name] = {
+                base: {f"{k:g}": round(v, 3) for k, v in sorted(tried.items())} for base, tried in seen.items()
+            }
+            tqdm.write(f"{dose:6.0%} {name:9} {error:7.2f} HU {arguments} {time.perf_counter() - start:.0f} s")
+        yield rows
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,8 +259,8 @@ def main() -> None:
     config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "evaluate.json")))
     config["slices"] = args.slices
     load, simulate = config.get_parsed_content("preprocessing").transforms
-    found = [s for s in find_scans(args.dataset_dir) if not any(fnmatchcase(s["patient"], p) for p in args.exclude)]
-    items = [load(scan) for scan in found if scan["kind"] == "ct"]
+    scans = [s for s in find_scans(args.dataset_dir) if not any(fnmatchcase(s["patient"], p) for p in args.exclude)]
+    items = [load(scan) for scan in scans if scan["kind"] == "ct"]
     if not items:
         parser.error(f"--exclude {args.exclude} leaves no CT image of {args.dataset_dir}")
     used = {item["patient"]: [int(index) for index in item["slice"]] for item in items}
@@ -251,31 +286,10 @@ def main() -> None:
         for dose in args.doses:
             for name in methods:
                 rows.get(dose, {"chosen": {}})["chosen"].pop(name, None)
-    last: dict[str, dict] = {name: {} for name in methods}
-    for dose in tqdm(sorted(args.doses, reverse=True), desc="tune", unit="dose"):
-        row = rows.setdefault(dose, {"dose": dose, "chosen": {}, "rmse_hu": {}, "at_a_border": [], "tried": {}})
-        last.update({name: row["chosen"][name] for name in methods if name in row["chosen"]})
-        missing = [name for name in methods if name not in row["chosen"]]
-        if not missing:
-            continue
-        slices = scan_all(items, simulate, config, dose)
-        levels = [float(level) for _, noise in slices.images(NOISE_WINDOW, 1.0) for level in noise]
-        row["noise_hu"] = round(fmean(levels), 3)
-        row["rmse_hu"]["fbp_ram-lak"] = round(slices.score("fbp_hann", "ram-lak", 1.0), 3)
-        for name in missing:
-            start = time.perf_counter()
-            arguments, error, seen = tune(name, slices, last[name])
-            last[name] = arguments
-            row["chosen"][name], row["rmse_hu"][name] = arguments, round(error, 3)
-            row["at_a_border"] = [n for n in row["at_a_border"] if n != name]
-            row["at_a_border"] += [name] if at_a_border(name, arguments) else []
-            row["tried"][name] = {
-                base: {f"{k:g}": round(v, 3) for k, v in sorted(tried.items())} for base, tried in seen.items()
-            }
-            tqdm.write(f"{dose:6.0%} {name:9} {error:7.2f} HU {arguments} {time.perf_counter() - start:.0f} s")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for found in tune_doses(rows, args.doses, methods, partial(scan_all, items, simulate, config)):
         # After every dose, so that a stopped run keeps what it found.
-        content = {**head, "doses": [rows[key] for key in sorted(rows)]}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        content = {**head, "doses": [found[key] for key in sorted(found)]}
         args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -10,17 +10,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.peers import FbpPeer, Scan
-from bundle.physics import FanBeamGeometry
+from bundle.peers import FbpPeer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def read(name: str) -> dict:
     return json.loads((CONFIGS / name).read_text(encoding="utf-8"))
-
-
-GEOMETRY = {key: value for key, value in read("smoke.json")["geometry"].items() if key != "_desc_"}
 
 
 @pytest.fixture
@@ -31,22 +27,8 @@ def methods():
 
 
 @pytest.fixture
-def tune_peers():
-    import tune_peers
-
-    return tune_peers
-
-
-@pytest.fixture
-def config() -> ConfigParser:
-    return ConfigParser({**read("evaluate.json"), "geometry": GEOMETRY, "device": torch.device("cpu")})
-
-
-@pytest.fixture
-def scan() -> Scan:
-    geometry = FanBeamGeometry(**{key: value for key, value in GEOMETRY.items() if key != "_target_"})
-    sinogram = 0.01 * torch.randn(1, 1, *geometry.sinogram_shape, generator=torch.Generator().manual_seed(0))
-    return Scan(sinogram=1 + sinogram, geometry=geometry, incident_photons=1e4)
+def config(smoke_geometry) -> ConfigParser:
+    return ConfigParser({**read("evaluate.json"), "geometry": smoke_geometry, "device": torch.device("cpu")})
 
 
 @pytest.fixture
@@ -122,38 +104,3 @@ def test_trained_peers_and_all_our_stages_run(methods, config, tmp_path, scan):
     assert all(image.shape == (1, 1, 64, 64) and torch.isfinite(image).all() for image in images.values())
     # Both untrained, one from the other's file.
     assert torch.equal(images["restored"], images["supervised"])
-
-
-@pytest.mark.parametrize("start", [0.0, 3.0, 9.0])
-def test_climbing_finds_the_least_of_a_valley(tune_peers, start):
-    best, tried = tune_peers.climb(range(10), start, lambda value: (value - 6) ** 2)
-    assert best == 6
-    assert {5, 6, 7} <= set(tried)
-    assert all(tried[value] == (value - 6) ** 2 for value in tried)
-
-
-def test_a_best_at_the_end_of_a_grid_is_told(tune_peers):
-    inside = {"window": "hann", "cutoff": 1.0, "strength": tune_peers.STEPS[5]}
-    assert not tune_peers.at_a_border("tv", inside)
-    assert tune_peers.at_a_border("tv", {**inside, "strength": tune_peers.STEPS[-1]})
-    assert tune_peers.at_a_border("fbp_hann", {"window": "hann", "cutoff": tune_peers.CUTOFFS[0]})
-    assert tune_peers.at_a_border("nlm", {**inside, "patch_size": 15, "patch_distance": 5})
-
-
-def test_tuning_follows_the_noise_of_the_slices(tune_peers, scan):
-    reference = FbpPeer()(Scan(sinogram=torch.ones_like(scan.sinogram), geometry=scan.geometry))
-    slices = tune_peers.Slices([scan], [reference])
-    chosen, error, seen = tune_peers.tune("tv", slices, {})
-    assert error == pytest.approx(min(value for tried in seen.values() for value in tried.values()))
-    assert error < slices.score("fbp_hann", chosen["window"], chosen["cutoff"])
-
-
-def test_strengths_of_the_same_patients_are_kept_and_of_others_not(tune_peers, tmp_path):
-    head = {"patients": {"a": [1, 2]}, "grid": {"strength": (0.1, 0.2)}}
-    path = tmp_path / "strengths.json"
-    assert tune_peers.kept_rows(path, head) == {}
-    row = {"dose": 0.25, "chosen": {"tv": {"strength": 0.1}}}
-    path.write_text(json.dumps({**head, "doses": [row]}))
-    assert tune_peers.kept_rows(path, head) == {0.25: row}
-    assert tune_peers.kept_rows(path, {**head, "patients": {"b": [1, 2]}}) == {}
-    assert tune_peers.kept_rows(path, {**head, "grid": {"strength": (0.1, 0.3)}}) == {}

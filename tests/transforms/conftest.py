@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.io import find_scans
+from bundle.io import find_scans, write_sinogram
 from bundle.physics import FanBeamGeometry
+from bundle.transforms import LoadScand, SimulateScand
 
 NUM_SLICES = 5
 
@@ -47,10 +48,21 @@ def scans(folder):
 
 
 @pytest.fixture
+def simulate(geometry):
+    def make(**options):
+        return SimulateScand(geometry, **({"photons": 1e5, "electronic_variance": 10.0, "dose": 0.25} | options))
+
+    return make
+
+
+@pytest.fixture
+def stack(scans):
+    return LoadScand()(scans[0])
+
+
+@pytest.fixture
 def measured(tmp_path, geometry):
     """A folder with one measured sinogram of three slices."""
-    from bundle.io import write_sinogram
-
     sinogram = torch.rand(3, *geometry.sinogram_shape, generator=torch.Generator().manual_seed(0))
     write_sinogram(tmp_path / "measured" / "scan.npz", sinogram, geometry)
     return tmp_path / "measured", sinogram

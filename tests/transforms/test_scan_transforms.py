@@ -1,4 +1,4 @@
-"""From found scans to noisy line integrals and their reconstructions."""
+"""From found scans to noisy line integrals."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 import torch
 from monai.data import CacheDataset, DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, DeleteItemsd, RandWeightedCropd, SelectItemsd
-from torch import nn
 
-from bundle.io import ScanFrame, find_scans, write_sinogram
+from bundle.io import ScanFrame, find_scans
 from bundle.physics import (
     FanBeamGeometry,
     FanBeamProjector,
@@ -19,43 +18,14 @@ from bundle.physics import (
     attenuation_to_hu,
     hu_to_attenuation,
     line_integral_variance,
-    log_bias,
-    simulate_low_dose,
-    thin_line_integrals,
 )
 from bundle.transforms import (
     LoadScand,
-    RandMixd,
-    RandThinCountsd,
-    ReconstructPaird,
-    RemovedNoised,
-    SimulateScand,
-    ThinCountsd,
     TissueWeightd,
     noise_seed,
     tissue_weight,
     training_slices,
 )
-
-
-class Unchanged(nn.Module):
-    """A denoiser that changes nothing."""
-
-    def forward(self, sinogram, incident_photons=None, electronic_variance=None):
-        return sinogram
-
-
-@pytest.fixture
-def simulate(geometry):
-    def make(**options):
-        return SimulateScand(geometry, **({"photons": 1e5, "electronic_variance": 10.0, "dose": 0.25} | options))
-
-    return make
-
-
-@pytest.fixture
-def stack(scans):
-    return LoadScand()(scans[0])
 
 
 def clean_sinogram(image_hu, pixel_size, geometry):
@@ -184,52 +154,6 @@ def test_wrong_arguments_are_refused_by_name(stack, simulate):
         training_slices([], every=0)
 
 
-def test_input_items_are_not_changed(stack, simulate):
-    before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in stack.items()}
-    noisy = simulate()(stack)
-    kept = noisy["sinogram"].clone()
-    ReconstructPaird(Unchanged())(noisy)
-    assert stack.keys() == before.keys() and "fbp" not in noisy
-    assert all(torch.equal(stack[key], before[key]) for key in ("image_hu", "slice"))
-    assert torch.equal(noisy["sinogram"], kept)
-
-
-class Smooth(nn.Module):
-    """Stands for a denoiser: has a weight, behaves otherwise in training, and tells how it was called."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
-        self.calls = []
-
-    def forward(self, sinogram, **noise):
-        self.calls.append((tuple(sinogram.shape), self.training, torch.is_grad_enabled()))
-        return self.scale * sinogram
-
-
-def test_pair_is_the_fbp_of_the_sinogram_and_of_its_denoised_form(stack, simulate):
-    denoiser = Smooth().train()
-    item = ReconstructPaird(denoiser, slices_per_batch=2)(simulate()(stack))
-    geometry = FanBeamGeometry.from_json(item["geometry"])
-    expected = FilteredBackprojection(geometry)(item["sinogram"][0][:, None])[:, 0]
-    assert torch.allclose(item["fbp"][0], attenuation_to_hu(expected), atol=0.02)
-    assert torch.allclose(item["prior"][0], attenuation_to_hu(expected / 2), atol=0.02)
-    assert denoiser.calls == [((2, 1, 90, 96), False, False)] * 2 + [((1, 1, 90, 96), False, False)]
-    assert not item["prior"].requires_grad
-
-
-def test_pair_of_a_single_slice_has_the_shape_of_a_slice(scans, simulate):
-    item = ReconstructPaird(Unchanged(), window="hann")(simulate()(training_slices(scans)[0]))
-    assert item["fbp"].shape == item["prior"].shape == item["reference"].shape == (1, 64, 64)
-    assert torch.equal(item["fbp"], item["prior"])
-
-
-def test_sinogram_that_does_not_fit_its_geometry_is_refused(geometry):
-    item = {"sinogram": torch.zeros(1, 90, 95), "geometry": geometry.to_json()}
-    with pytest.raises(ValueError, match=r"\(90, 96\), got shape \(1, 90, 95\)"):
-        ReconstructPaird(Unchanged())(item)
-
-
 def test_training_slices_read_a_volume_once_and_share_its_memory(scans, phantom):
     items = training_slices(scans, every=2)
     assert [(item["name"], item["slice"]) for item in items] == [(n, s) for n in ("one", "two") for s in (0, 2, 4)]
@@ -274,130 +198,3 @@ def test_crops_for_training_come_from_the_patient_and_batch_flat(scans, simulate
     assert [tuple(batch["sinogram"].shape) for batch in batches] == [(6, 1, 16, 8)] * 5
     middles = np.concatenate([batch["sinogram"][:, 0, 8, 4].numpy() for batch in batches])
     assert (middles > 0.2).mean() > 0.8
-
-
-def test_thinned_parts_share_no_noise_and_have_the_noise_of_their_doses():
-    """Binomial parts of Poisson counts are independent, each with the variance of its own share of the photons."""
-    generator = torch.Generator().manual_seed(3)
-    clean = torch.full((1, 300, 400), 2.0)
-    noisy = simulate_low_dose(clean, 1e5, dose=0.25, generator=generator)
-    first, second = thin_line_integrals(noisy, 1e5, 0.4, dose=0.25, generator=generator)
-    for part, dose in ((first, 0.1), (second, 0.15)):
-        expected = line_integral_variance(clean, 1e5, dose=dose).mean()
-        assert part.var().item() == pytest.approx(expected.item(), rel=0.02)
-        assert part.mean().item() == pytest.approx(2.0, abs=0.001)
-    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
-    assert abs(correlation.item()) < 0.015  # five standard errors
-
-
-def test_a_thinning_belongs_to_slice_and_repeat():
-    item = {"sinogram": torch.full((1, 8, 9), 2.0), "name": "a", "slice": 1}
-    thin = ThinCountsd(photons=1e4, dose=0.25)
-    again, other = thin(dict(item))["input_sinogram"], thin({**item, "repeat": 1})["input_sinogram"]
-    assert torch.equal(thin(item)["input_sinogram"], again)
-    assert not torch.equal(other, again)
-    assert set(item) == {"sinogram", "name", "slice"}
-
-
-def test_random_thinning_states_the_noise_it_leaves():
-    clean = torch.full((1, 200, 200), 4.5)
-    generator = torch.Generator().manual_seed(0)
-    noisy = simulate_low_dose(clean, 1e5, dose=0.25, electronic_variance=30.0, generator=generator)
-    thin = RandThinCountsd(photons=1e5, dose=0.25, least=0.2, prob=1.0, electronic_variance=30.0).set_random_state(7)
-    for _ in range(3):
-        item = thin({"sinogram": noisy})
-        photons, variance = float(item["incident_photons"]), float(item["electronic_variance"])
-        assert 5000 <= photons < 25000 and variance / 30 == pytest.approx(photons / 25000)
-        expected = line_integral_variance(clean, photons, electronic_variance=variance).mean().item()
-        assert item["sinogram"].var().item() == pytest.approx(expected, rel=0.03)
-    never = RandThinCountsd(photons=1e5, dose=0.25, prob=0.0)
-    assert torch.equal(never({"sinogram": noisy})["sinogram"], noisy)
-    assert never({"sinogram": noisy})["incident_photons"] == 25000
-    own = never({"sinogram": noisy, "incident_photons": 7e3, "electronic_variance": 2.0})
-    assert own["incident_photons"] == 7e3 and own["electronic_variance"] == 2
-
-
-@pytest.mark.parametrize("fractions", [(0.0, 0.5), (0.6, 0.4), (0.5, 1.0), (0.5,)])
-def test_thinning_refuses_fractions_that_leave_nothing(fractions):
-    with pytest.raises(ValueError, match="fractions"):
-        ThinCountsd(photons=1e4, dose=0.25, fractions=fractions)
-
-
-def test_a_mix_lies_between_the_noisy_image_and_its_prior():
-    fbp, prior = torch.full((1, 4, 4), 10.0), torch.zeros(1, 4, 4)
-    mix = RandMixd(prob_prior=0.3).set_random_state(0)
-    mixed = [mix({"fbp": fbp, "input_prior": prior, "prior": prior}) for _ in range(200)]
-    values = torch.tensor([item["fbp"].max() for item in mixed])
-    assert ((values >= 0) & (values <= 10)).all()
-    assert 0.2 < (values == 0).float().mean() < 0.4
-    assert "input_prior" not in mixed[0] and fbp.min() == 10
-
-
-def test_the_two_parts_of_a_scan_know_their_photons():
-    noisy = 0.5 * torch.rand(1, 8, 8)
-    item = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.3, 0.3))({"sinogram": noisy, "name": "one", "slice": 0})
-    assert item["input_photons"] == pytest.approx(750)
-    assert item["input_photons"] + item["target_photons"] == pytest.approx(2500)
-
-
-def test_a_measured_scan_brings_its_own_photons(geometry, tmp_path):
-    noisy = 0.5 * torch.rand(geometry.sinogram_shape)
-    path = write_sinogram(tmp_path / "scan.npz", noisy, geometry, photons=4000.0, electronic_variance=3.0)
-    (item,) = training_slices([{"path": str(path), "kind": "sinogram", "name": "scan", "patient": "one"}])
-    assert (item["incident_photons"], item["electronic_variance"]) == (4000.0, 3.0)
-    parts = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.3, 0.3), electronic_variance=99.0)(item)
-    assert parts["input_photons"] == pytest.approx(1200)
-    again = ThinCountsd(photons=4000.0, dose=1.0, fractions=(0.3, 0.3), electronic_variance=3.0)(item)
-    assert torch.equal(parts["input_sinogram"], again["input_sinogram"])
-    bare = write_sinogram(tmp_path / "bare.npz", noisy, geometry)
-    (item,) = training_slices([{"path": str(bare), "kind": "sinogram", "name": "bare", "patient": "one"}])
-    assert "incident_photons" not in item and "electronic_variance" not in item
-
-
-def test_known_photons_take_the_bias_of_the_logarithm_out_of_image_and_prior(geometry):
-    noisy = 3 + 0.1 * torch.rand(1, *geometry.sinogram_shape)
-    item = {"sinogram": noisy, "geometry": geometry.to_json(), "incident_photons": 400.0}
-    raw = ReconstructPaird(Unchanged())(item)
-    corrected = ReconstructPaird(Unchanged(), electronic_variance=10.0)(item)
-    bias = log_bias(noisy, 400.0, electronic_variance=10.0)
-    expected = FilteredBackprojection(geometry)((noisy - bias)[None])[0]
-    torch.testing.assert_close(corrected["prior"], attenuation_to_hu(expected), rtol=1e-4, atol=0.01)
-    torch.testing.assert_close(corrected["fbp"], corrected["prior"])
-    assert not torch.equal(raw["fbp"], corrected["fbp"])
-    del item["incident_photons"]
-    torch.testing.assert_close(ReconstructPaird(Unchanged(), electronic_variance=10.0)(item)["fbp"], raw["fbp"])
-
-
-def test_removed_noise_is_what_the_image_has_and_its_prior_has_not():
-    prior = torch.randn(1, 2, 16, 16)
-    item = RemovedNoised()({"fbp": prior - 2, "prior": prior})
-    torch.testing.assert_close(item["noise"], torch.full_like(prior, -2.0))
-
-
-def test_the_denoiser_is_told_the_noise_of_each_part(geometry):
-    told = []
-
-    class Listening(nn.Module):
-        def forward(self, sinogram, **noise):
-            told.append(noise)
-            return sinogram
-
-    noisy = 3 + 0.1 * torch.rand(1, *geometry.sinogram_shape)
-    item = {"sinogram": noisy, "geometry": geometry.to_json(), "name": "a", "slice": 0}
-    ReconstructPaird(Listening())(item)
-    assert told == [{}]
-    parts = ThinCountsd(photons=1e4, dose=0.25, fractions=(0.4, 0.4), electronic_variance=10.0)(item)
-    ReconstructPaird(
-        Listening(),
-        input_key="input_sinogram",
-        target_key="target_sinogram",
-        input_prior_key="input_prior",
-        electronic_variance=10.0,
-    )(parts)
-    assert [(n["incident_photons"], n["electronic_variance"]) for n in told[1:]] == [(1000, 4), (1500, 6)]
-
-
-@pytest.mark.parametrize("arguments", [{"electronic_variance": -1.0}, {"input_prior_key": "input_prior"}])
-def test_a_pair_that_cannot_be_is_refused(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        ReconstructPaird(Unchanged(), **arguments)
