@@ -15,6 +15,7 @@ from .inferer import STAGES, PrepareScan, StackInferer
 from .nonlocal_means import guided_nonlocal_means
 from .pipeline import FUSION_ORDERS, LowDoseRestorer, Prepared, Restoration
 from .weights import load_weights, read_weights
+from .wiener import local_wiener
 
 __all__ = [
     "FUSION_MODES",
@@ -36,6 +37,7 @@ __all__ = [
     "fusion_values",
     "guided_nonlocal_means",
     "load_weights",
+    "local_wiener",
     "read_weights",
     "scan_noise",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bundle.physics import thin_line_integrals
 
 from .nonlocal_means import guided_nonlocal_means
+from .wiener import local_wiener
 
 # Shapes in this file: B batch, V views, D detector cells, H W image, K terms. All images are in HU.
 
@@ -47,16 +48,27 @@ LEAST_GUIDE_NOISE = 3.0
 
 
 class Candidates(NamedTuple):
-    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU."""
+    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU.
+
+    ``noise`` is noise like that of ``low_dose``, but not the same: see :meth:`HeldOutFusion.noise`.
+    """
 
     low_dose: Tensor
     prior: Tensor
     fused: Tensor
     refined: Tensor
+    noise: Tensor
+
+
+class Term(NamedTuple):
+    """What is mixed in, and where: ``place`` is one of :data:`PLACES`."""
+
+    part: str
+    place: str
 
 
 class HeldOutFusion(nn.Module):
-    """Mix raw, fused, refined and non-local images with the weights that predict photons best which none has seen::
+    """Mix raw, fused, refined and filtered images with the weights that predict photons best which none has seen::
 
         restored = refined + sum_k w_k t_k,    w = argmin sum_pixels ((refined' + sum_k w_k t'_k - o) / N)^2
 
@@ -72,11 +84,11 @@ class HeldOutFusion(nn.Module):
     where nothing is faint, are free of it.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
-    what the refiner took away, coarse and fine; what is left in the raw data; and for every strength the non-local mean
-    of the raw data less the refined image, coarse and fine (:func:`guided_nonlocal_means`; the refined image in units
-    of the local noise says which pixels are alike). That mean has seen neither network: what repeats in the patient, it
-    finds in the raw data, whether or not any training image had it. With slices above and below it is searched for
-    there, too.
+    what the refiner took away, coarse and fine; what is left in the raw data; and two filters of the raw data less the
+    refined image, coarse and fine, for every strength. Both take the refined image only as a guide, so they find in the
+    raw data what no network has seen in training: the non-local mean (:func:`guided_nonlocal_means`) what repeats in
+    the patient, in slices above and below, too; the Wiener filter (:func:`local_wiener`) what stands out of the noise
+    of its place and direction.
 
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
@@ -85,9 +97,11 @@ class HeldOutFusion(nn.Module):
         patch_size: of the non-local means, pixels.
         radius: of their search, pixels.
         least_detail: least weight of what the refiner took away, 0 to 1; 0 makes the squares least.
+        wiener_strengths: of the Wiener filter, what the noise counts by there; none: no such terms.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive, ``least_detail`` not in [0, 1].
+        ValueError: ``fraction`` not inside (0, 1), a strength of either that is not positive, ``least_detail`` not in
+            [0, 1].
 
     Source: this project's. Cross-validation by independent photons after Neufeld et al., Data thinning, JMLR 25, 2024;
     weights of predictors by non-negative least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
@@ -101,12 +115,14 @@ class HeldOutFusion(nn.Module):
         patch_size: int = 5,
         radius: int = 7,
         least_detail: float = 0.3,
+        wiener_strengths: Sequence[float] = (0.3, 3.0),
     ) -> None:
         super().__init__()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
-        if not all(math.isfinite(strength) and strength > 0 for strength in strengths):
-            raise ValueError(f"strengths must be positive, got {tuple(strengths)}")
+        for name, values in (("strengths", strengths), ("wiener_strengths", wiener_strengths)):
+            if not all(math.isfinite(strength) and strength > 0 for strength in values):
+                raise ValueError(f"{name} must be positive, got {tuple(values)}")
         if not 0 <= least_detail <= 1:
             raise ValueError(f"least_detail must be between 0 and 1, got {least_detail}")
         self.fraction = float(fraction)
@@ -115,12 +131,15 @@ class HeldOutFusion(nn.Module):
         self.patch_size = int(patch_size)
         self.radius = int(radius)
         self.least_detail = float(least_detail)
+        self.wiener_strengths = tuple(float(strength) for strength in wiener_strengths)
 
     @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the terms, in the order of their weights."""
-        parts = (*PARTS, *(f"alike {strength:g} {size}" for strength in self.strengths for size in PARTS[:2]))
-        return tuple(f"{part} {place}" for part in parts for place in PLACES)
+    def terms(self) -> tuple[Term, ...]:
+        """The terms in the order of their weights."""
+        filters = [f"alike {strength:g}" for strength in self.strengths]
+        filters += [f"wiener {strength:g}" for strength in self.wiener_strengths]
+        parts = (*PARTS, *(f"{name} {size}" for name in filters for size in PARTS[:2]))
+        return tuple(Term(part, place) for part in parts for place in PLACES)
 
     def part(
         self, sinogram: Tensor, incident_photons: float, electronic_variance: float = 0.0
@@ -129,21 +148,17 @@ class HeldOutFusion(nn.Module):
 
         Every slice is parted alike whatever batch it comes in.
         """
-        parts = []
-        for slice_ in sinogram.split(1):
-            # Drawn on the CPU: a CUDA generator would part differently for the same seed.
-            generator = torch.Generator().manual_seed(self.seed)
-            parts.append(
-                thin_line_integrals(
-                    slice_.cpu(),
-                    incident_photons,
-                    self.fraction,
-                    electronic_variance=electronic_variance,
-                    generator=generator,
-                )
-            )
-        kept, held_out = (torch.cat(column).to(sinogram.device) for column in zip(*parts))
-        return kept, held_out
+        return self._parted(sinogram, incident_photons, self.fraction, electronic_variance, self.seed)
+
+    def noise(self, sinogram: Tensor, incident_photons: float, electronic_variance: float = 0.0) -> Tensor:
+        """Noise of the variance and the places of the sinogram's own, uncorrelated with it, ``(B, 1, V, D)``.
+
+        Half of the difference of two halves of the photons: what the patient is goes out of it, and nobody had to guess
+        what is noise. Where rays come with less than a few photons it is too small.
+        """
+        # Other random numbers than the part's: it would know which photons are held out.
+        halves = self._parted(sinogram, incident_photons, 0.5, electronic_variance, self.seed + 1)
+        return (halves[0] - halves[1]) / 2
 
     @torch.no_grad()
     def weights(self, part: Candidates, held_out: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
@@ -179,18 +194,37 @@ class HeldOutFusion(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"fraction={self.fraction}, seed={self.seed}, strengths={self.strengths}, patch_size={self.patch_size}, "
-            f"radius={self.radius}, least_detail={self.least_detail}"
+            f"radius={self.radius}, least_detail={self.least_detail}, wiener_strengths={self.wiener_strengths}"
         )
 
-    def _least_weight(self, term: str) -> float:
-        part, place = term.split()[0], term.split()[-1]
-        if place == "steep" and part != "raw":
+    @staticmethod
+    def _parted(
+        sinogram: Tensor, incident_photons: float, fraction: float, electronic_variance: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        for slice_ in sinogram.split(1):
+            # Drawn on the CPU: a CUDA generator would part differently for the same seed.
+            generator = torch.Generator().manual_seed(seed)
+            parts.append(
+                thin_line_integrals(
+                    slice_.cpu(),
+                    incident_photons,
+                    fraction,
+                    electronic_variance=electronic_variance,
+                    generator=generator,
+                )
+            )
+        first, second = (torch.cat(column).to(sinogram.device) for column in zip(*parts))
+        return first, second
+
+    def _least_weight(self, term: Term) -> float:
+        if term.place == "steep" and term.part != "raw":
             return -math.inf
-        return self.least_detail if part in PARTS[:2] else 0.0
+        return self.least_detail if term.part in PARTS[:2] else 0.0
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
         """The terms, ``(B, K, H, W)``."""
-        low_dose, prior, fused, refined = candidates
+        low_dose, prior, fused, refined, own_noise = candidates
         parts = [*_coarse_and_fine(fused - refined), low_dose - fused]
         if self.strengths:
             noise = _gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
@@ -203,6 +237,9 @@ class HeldOutFusion(nn.Module):
                 [(other.low_dose, other.refined / noise) for other in around],
             )
             parts += [part for mean in means for part in _coarse_and_fine(mean - refined)]
+        if self.wiener_strengths:
+            filtered = local_wiener(low_dose, refined, own_noise, self.wiener_strengths)
+            parts += [part for image in filtered for part in _coarse_and_fine(image - refined)]
         places = _places(refined)
         return torch.cat([part * places for part in parts], dim=1)
 
