@@ -48,16 +48,12 @@ LEAST_GUIDE_NOISE = 3.0
 
 
 class Candidates(NamedTuple):
-    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU.
-
-    ``noise`` is noise like that of ``low_dose``, but not the same: see :meth:`HeldOutFusion.noise`.
-    """
+    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU."""
 
     low_dose: Tensor
     prior: Tensor
     fused: Tensor
     refined: Tensor
-    noise: Tensor
 
 
 class Term(NamedTuple):
@@ -148,17 +144,21 @@ class HeldOutFusion(nn.Module):
 
         Every slice is parted alike whatever batch it comes in.
         """
-        return self._parted(sinogram, incident_photons, self.fraction, electronic_variance, self.seed)
-
-    def noise(self, sinogram: Tensor, incident_photons: float, electronic_variance: float = 0.0) -> Tensor:
-        """Noise of the variance and the places of the sinogram's own, uncorrelated with it, ``(B, 1, V, D)``.
-
-        Half of the difference of two halves of the photons: what the patient is goes out of it, and nobody had to guess
-        what is noise. Where rays come with less than a few photons it is too small.
-        """
-        # Other random numbers than the part's: it would know which photons are held out.
-        halves = self._parted(sinogram, incident_photons, 0.5, electronic_variance, self.seed + 1)
-        return (halves[0] - halves[1]) / 2
+        parts = []
+        for slice_ in sinogram.split(1):
+            # Drawn on the CPU: a CUDA generator would part differently for the same seed.
+            generator = torch.Generator().manual_seed(self.seed)
+            parts.append(
+                thin_line_integrals(
+                    slice_.cpu(),
+                    incident_photons,
+                    self.fraction,
+                    electronic_variance=electronic_variance,
+                    generator=generator,
+                )
+            )
+        kept, held_out = (torch.cat(column).to(sinogram.device) for column in zip(*parts))
+        return kept, held_out
 
     @torch.no_grad()
     def weights(self, part: Candidates, held_out: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
@@ -197,26 +197,6 @@ class HeldOutFusion(nn.Module):
             f"radius={self.radius}, least_detail={self.least_detail}, wiener_strengths={self.wiener_strengths}"
         )
 
-    @staticmethod
-    def _parted(
-        sinogram: Tensor, incident_photons: float, fraction: float, electronic_variance: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        parts = []
-        for slice_ in sinogram.split(1):
-            # Drawn on the CPU: a CUDA generator would part differently for the same seed.
-            generator = torch.Generator().manual_seed(seed)
-            parts.append(
-                thin_line_integrals(
-                    slice_.cpu(),
-                    incident_photons,
-                    fraction,
-                    electronic_variance=electronic_variance,
-                    generator=generator,
-                )
-            )
-        first, second = (torch.cat(column).to(sinogram.device) for column in zip(*parts))
-        return first, second
-
     def _least_weight(self, term: Term) -> float:
         if term.place == "steep" and term.part != "raw":
             return -math.inf
@@ -224,7 +204,7 @@ class HeldOutFusion(nn.Module):
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
         """The terms, ``(B, K, H, W)``."""
-        low_dose, prior, fused, refined, own_noise = candidates
+        low_dose, prior, fused, refined = candidates
         parts = [*_coarse_and_fine(fused - refined), low_dose - fused]
         if self.strengths:
             noise = _gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
@@ -238,7 +218,7 @@ class HeldOutFusion(nn.Module):
             )
             parts += [part for mean in means for part in _coarse_and_fine(mean - refined)]
         if self.wiener_strengths:
-            filtered = local_wiener(low_dose, refined, own_noise, self.wiener_strengths)
+            filtered = local_wiener(low_dose, refined, low_dose - prior, self.wiener_strengths)
             parts += [part for image in filtered for part in _coarse_and_fine(image - refined)]
         places = _places(refined)
         return torch.cat([part * places for part in parts], dim=1)

@@ -207,14 +207,10 @@ class LowDoseRestorer(nn.Module):
         clock.stop("prior")
         fused = self.fusion(low_dose, prior)
         clock.stop("fused")
-        refined = self.refine(low_dose, prior, fused)
+        whole = Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused))
         part = held_out = None
         if self.held_out_fusion is not None and incident_photons is not None:
             part, held_out = self._parted(sinogram, geometry, incident_photons, variance)
-            noise = self._noise(sinogram, geometry, incident_photons, variance)
-        else:
-            noise = low_dose - prior
-        whole = Candidates(low_dose, prior, fused, refined, noise)
         clock.stop("restored")
         return Prepared(fbp, whole, part, held_out, clock.seconds)
 
@@ -225,7 +221,7 @@ class LowDoseRestorer(nn.Module):
         ``around`` says that the batch is a stack and gives the slice before its first and the one after its last.
         """
         clock = _Clock(prepared.fbp.device)
-        low_dose, prior, fused, refined, _ = prepared.whole
+        low_dose, prior, fused, refined = prepared.whole
         if prepared.part is not None:
             weights = self.held_out_fusion.weights(prepared.part, prepared.held_out, _around(prepared, around, "part"))
             restored = self.held_out_fusion(prepared.whole, weights, _around(prepared, around, "whole"))
@@ -244,22 +240,13 @@ class LowDoseRestorer(nn.Module):
         fusion = self.held_out_fusion
         kept, held_out = fusion.part(sinogram, incident_photons, electronic_variance)
         # Each part has its share of the photons and of the electronic variance.
-        photons, judging = (
+        noise, judging = (
             (share * incident_photons, share * electronic_variance) for share in (fusion.fraction, 1 - fusion.fraction)
         )
-        low_dose, prior = self.estimates(kept, geometry, *photons)
+        low_dose, prior = self.estimates(kept, geometry, *noise)
         fused = self.fusion(low_dose, prior)
-        noise = self._noise(kept, geometry, *photons)
         judge, _ = self.estimates(held_out, geometry, *judging)
-        return Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused), noise), judge
-
-    def _noise(
-        self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float, electronic_variance: float
-    ) -> Tensor:
-        """Noise like that of ``x_ld``, ``(B, 1, H, W)`` in HU."""
-        noise = self.held_out_fusion.noise(sinogram, incident_photons, electronic_variance)
-        # The image of no attenuation is air, -1000 HU; noise is a difference.
-        return self._reconstruct(noise, geometry) + 1000
+        return Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused)), judge
 
     @torch.no_grad()
     def estimates(
