@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 from torch.nn import functional
 
@@ -100,13 +99,16 @@ def _power(spectra: Tensor) -> Tensor:
 
 
 def _smooth(power: Tensor, width: float) -> Tensor:
-    """Mean of each frequency over neighbouring windows, weighed by a Gaussian."""
-    kernel = gaussian_1d(torch.tensor(width), truncated=3.0, normalize=True).to(power)
-    frequencies = power.permute(0, 3, 4, 1, 2)
-    flat = frequencies.reshape(-1, 1, *frequencies.shape[3:])
-    return (
-        separable_filtering(flat, [kernel, kernel], mode="replicate").reshape(frequencies.shape).permute(0, 3, 4, 1, 2)
-    )
+    """Mean of each frequency over neighbouring windows, weighed by a Gaussian of their distance."""
+    down, across = (_gauss_matrix(length, width).to(power) for length in power.shape[1:3])
+    rows = torch.matmul(down, power.flatten(2)).view_as(power)
+    return torch.matmul(across, rows.flatten(3)).view_as(power)
+
+
+def _gauss_matrix(length: int, width: float) -> Tensor:
+    place = torch.arange(length) / width
+    weight = torch.exp(-0.5 * (place[:, None] - place) ** 2)
+    return weight / weight.sum(1, keepdim=True)
 
 
 def _overlap(windows: Tensor, step: int, shape: Sequence[int]) -> Tensor:
