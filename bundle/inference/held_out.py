@@ -79,12 +79,12 @@ class HeldOutFusion(nn.Module):
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
     where nothing is faint, are free of it.
 
-    The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone:
-    what the refiner took away, coarse and fine; what is left in the raw data; and two filters of the raw data less the
-    refined image, coarse and fine, for every strength. Both take the refined image only as a guide, so they find in the
-    raw data what no network has seen in training: the non-local mean (:func:`guided_nonlocal_means`) what repeats in
-    the patient, in slices above and below, too; the Wiener filter (:func:`local_wiener`) what stands out of the noise
-    of its place and direction.
+    The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone,
+    what is broad by itself and what is fine: what the refiner took away; what is left in the raw data; the non-local
+    mean (:func:`guided_nonlocal_means`) of the raw data less the refined image, of what repeats in the patient, in
+    slices above and below, too; and the raw data less the refined image behind a Wiener filter (:func:`local_wiener`),
+    which lets through what stands out of the noise of its place and direction. Both filters take the refined image as a
+    guide alone, so they find in the raw data what no network has seen in training.
 
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
@@ -111,7 +111,7 @@ class HeldOutFusion(nn.Module):
         patch_size: int = 5,
         radius: int = 7,
         least_detail: float = 0.3,
-        wiener_strengths: Sequence[float] = (0.3, 3.0),
+        wiener_strengths: Sequence[float] = (0.1, 1.0),
     ) -> None:
         super().__init__()
         if not 0 < fraction < 1:
@@ -218,8 +218,8 @@ class HeldOutFusion(nn.Module):
             )
             parts += [part for mean in means for part in _coarse_and_fine(mean - refined)]
         if self.wiener_strengths:
-            filtered = local_wiener(low_dose, refined, low_dose - prior, self.wiener_strengths)
-            parts += [part for image in filtered for part in _coarse_and_fine(image - refined)]
+            filtered = local_wiener(low_dose - refined, refined, low_dose - prior, self.wiener_strengths)
+            parts += [part for image in filtered for part in _coarse_and_fine(image)]
         places = _places(refined)
         return torch.cat([part * places for part in parts], dim=1)
 
