@@ -8,6 +8,7 @@ DOSE ?= 0.25
 WINDOW ?= $(if $(INPUT),abdomen,head)
 # For make results; docs/results/README.md says where the data come from.
 DATASET_DIR ?=
+ADJACENT ?=
 DEVELOPMENT_DIR ?=
 DEVELOPMENT_EXCLUDE ?=
 MEASURED_DIR ?=
@@ -55,7 +56,7 @@ test: $(DEV_READY)
 	$(RUN) -m pytest
 
 RESULTS = $(RUN) scripts/make_results.py $(if $(DATASET_DIR),--dataset_dir '$(DATASET_DIR)') \
-  $(if $(DEVELOPMENT_DIR),--development_dir '$(DEVELOPMENT_DIR)') \
+  $(if $(ADJACENT),--adjacent $(ADJACENT)) $(if $(DEVELOPMENT_DIR),--development_dir '$(DEVELOPMENT_DIR)') \
   $(if $(DEVELOPMENT_EXCLUDE),--development_exclude $(DEVELOPMENT_EXCLUDE)) \
   $(if $(MEASURED_DIR),--measured_dir '$(MEASURED_DIR)') \
   $(if $(TRAINED_DIR),--trained_dir '$(TRAINED_DIR)') $(if $(ONLY),--only $(ONLY)) $(if $(FRESH),--fresh)

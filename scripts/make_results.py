@@ -100,6 +100,13 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
             skipped=no_test,
         ),
         Part(
+            "stacks",
+            "what the slices above and below are worth",
+            "docs/results/stacks.md",
+            [script("measure_stacks.py", *(test or []), "--adjacent", *args.adjacent, *weights, *shared)],
+            skipped=no_test,
+        ),
+        Part(
             "tasks",
             "detectability, resolution and noise texture",
             "docs/tasks.md",
@@ -279,6 +286,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, help="CT images of patients that training never saw")
+    parser.add_argument("--adjacent", nargs="+", default=["*"], help="those of them whose slices lie side by side")
     parser.add_argument("--development_dir", type=Path, help="CT images that strengths and calibration are found on")
     parser.add_argument("--development_exclude", nargs="*", default=[], help="patients (patterns) to leave out of them")
     parser.add_argument("--measured_dir", type=Path, help="folder with htc2022_*_full.mat and *_seg.mat")

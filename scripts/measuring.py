@@ -67,11 +67,14 @@ class Stack:
         """Key of the case of one slice (its index in the file) at one dose."""
         return {"patient": self.patient, "case": self.name, "slice": index, "dose": dose, **self._fixed}
 
-    def scanned(self, dose: float) -> Iterator[Case]:
-        """All slices, scanned at once; their noise belongs to slice and dose, not to the order."""
-        item = self._simulate({**self._item, "dose": dose})
+    def scanned(self, dose: float, slices: Sequence[int] | None = None) -> Iterator[Case]:
+        """All slices, or these of them, scanned at once; their noise belongs to slice and dose, not to the order."""
+        chosen = self.slices if slices is None else list(slices)
+        positions = [self.slices.index(index) for index in chosen]
+        images, indices = self._item["image_hu"][:, positions], self._item["slice"][positions]
+        item = self._simulate({**self._item, "image_hu": images, "slice": indices, "dose": dose})
         geometry = FanBeamGeometry.from_json(item["geometry"])
-        for position, index in enumerate(self.slices):
+        for position, index in enumerate(chosen):
             yield Case(
                 self.key(index, dose),
                 Scan(

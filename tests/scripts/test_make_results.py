@@ -66,7 +66,7 @@ def given(**more):
     folders = dict.fromkeys(("dataset_dir", "development_dir", "measured_dir"))
     nowhere = dict.fromkeys(("trained_dir", "training_dir", "store"), Path("/nowhere"))
     weights = Path("model.pt")
-    settings = {**folders, **nowhere, "weights": weights, "development_exclude": [], "quick": False, "fresh": False}
+    settings = {**folders, **nowhere, "weights": weights, "development_exclude": [], "adjacent": ["*"], "quick": False, "fresh": False}
     return argparse.Namespace(**{**settings, **more})
 
 
