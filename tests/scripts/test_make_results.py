@@ -65,8 +65,8 @@ def test_a_missing_script_is_skipped_with_its_name(make_results, stamps, args):
 def given(**more):
     folders = dict.fromkeys(("dataset_dir", "development_dir", "measured_dir"))
     nowhere = dict.fromkeys(("trained_dir", "training_dir", "store"), Path("/nowhere"))
-    weights = Path("model.pt")
-    settings = {**folders, **nowhere, "weights": weights, "development_exclude": [], "adjacent": ["*"], "quick": False, "fresh": False}
+    chosen = {"weights": Path("model.pt"), "development_exclude": [], "adjacent": ["*"]}
+    settings = {**folders, **nowhere, **chosen, "quick": False, "fresh": False}
     return argparse.Namespace(**{**settings, **more})
 
 
