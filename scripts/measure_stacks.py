@@ -183,7 +183,6 @@ def page(rows: Sequence[Row], doses: Sequence[float], settings: Mapping[str, Any
     return "\n".join(lines) + "\n"
 
 
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
