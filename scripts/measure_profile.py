@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from measuring import ROOT, SLOW, Stack, checksum, load_config, rounded, without_root
-from methods import load_methods
+from methods import METHODS, load_methods
 from torch import nn
 from tqdm import tqdm
 
@@ -34,6 +34,8 @@ from bundle.physics import FilteredBackprojection
 
 #: The method whose stages are measured one by one, and the one that all are compared with.
 OURS, BASE = "restored", "fbp_ram-lak"
+#: What else is ours is a stage on the way, and comes out of the same call.
+DEFAULT = tuple(name for name, (_, group) in METHODS.items() if group != "ours" or name == OURS)
 MOST_REPEATS = 5
 
 Row = dict[str, Any]
@@ -123,6 +125,19 @@ def measure_stages(arguments: dict[str, Any], device: str, scan: Scan, seconds: 
         if name_of(module):
             found.setdefault(name_of(module), []).append(meter.stop())
 
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            meter.start()
+            result = work(*given, **more)
+            found.setdefault(name, []).append(meter.stop())
+            return result
+
+        return call
+
+    steps = {"photons parted": "part", "weights of held-out fusion": "weights"}
+    if network.held_out_fusion is not None:
+        for name, step in steps.items():
+            setattr(network.held_out_fusion, step, timed(name, getattr(network.held_out_fusion, step)))
     hooks = (
         nn.modules.module.register_module_forward_pre_hook(before),
         nn.modules.module.register_module_forward_hook(after),
@@ -137,7 +152,7 @@ def measure_stages(arguments: dict[str, Any], device: str, scan: Scan, seconds: 
         for hook in hooks:
             hook.remove()
     rows = []
-    for name in ("backprojection", *named.values()):
+    for name in ("backprojection", *named.values(), *steps):
         measured = found.get(name, [])
         if measured:
             calls = len(measured) // runs
@@ -252,7 +267,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=ROOT / "models" / "model.pt")
     parser.add_argument("--dose", type=float, default=0.25)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to spend on the repeats of one method")
-    parser.add_argument("--methods", nargs="+", help="names in scripts/methods.py; default all")
+    parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=tuple(METHODS), help="default: peers and ours")
     parser.add_argument("--output", type=Path, help="folder of the report (default docs/results; quick: output/quick)")
     parser.add_argument("--quick", action="store_true", help="every method once, slow ones not at all")
     args = parser.parse_args()
