@@ -1,6 +1,7 @@
 """Files in and out: CT images, measured sinograms, finding and parting scans. All of pydicom and nibabel is here."""
 
 from .ct import read_ct
+from .errors import end_with_cause
 from .frame import CTVolume, ScanFrame
 from .inputs import find_scans, split_by_patient
 from .nifti import write_nifti
@@ -11,6 +12,7 @@ __all__ = [
     "CTVolume",
     "ScanFrame",
     "ScanNoise",
+    "end_with_cause",
     "find_scans",
     "read_ct",
     "read_scan_noise",
