@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from measuring import (
+    OUR_ROOMS,
     ROOT,
     Case,
     add_arguments,
@@ -97,8 +98,8 @@ class Ablation:
 
     @property
     def version(self) -> str:
-        """Checksum of its weights, of the config and of its override."""
-        return checksum(self.weights, EVALUATE, *([self.config] if self.config else []))
+        """Checksum of its weights, of the config, of its override and of the code."""
+        return checksum(self.weights, EVALUATE, *([self.config] if self.config else []), code_checksum(OUR_ROOMS))
 
 
 def find_ablations(weights: Path, trained: Path | None, scratch: Path) -> list[Ablation]:

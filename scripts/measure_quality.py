@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from measuring import (
     ROOT,
     SETTINGS,
+    SLOW,
     Stack,
     add_arguments,
     checksum,
@@ -53,28 +54,8 @@ from bundle.evaluation import (
 from bundle.io import replace_when_complete
 
 DOSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0)
-#: Doses of the slow methods (not measured in a quick run), and those that are measured on one slice a patient.
-SLOW_DOSES = {"bm3d": DOSES, "zs_n2n": (0.1, 0.25)}
-SLOWEST = ("zs_n2n",)
 
 Row = dict[str, Any]
-
-
-def planned(methods: Mapping[str, Method], stacks: Sequence[Stack], args: argparse.Namespace) -> dict[tuple, list]:
-    """Methods to be measured, by stack, dose and slice; the slowest on the middle slice of each stack."""
-    plan: dict[tuple, list] = {}
-    for stack in stacks:
-        middle = stack.slices[len(stack.slices) // 2]
-        for dose in args.doses:
-            for index in stack.slices:
-                plan[stack.name, dose, index] = [
-                    method
-                    for name, method in methods.items()
-                    if method.skipped is None
-                    and (name not in SLOW_DOSES or (dose in SLOW_DOSES[name] and not args.quick))
-                    and (name not in SLOWEST or index == middle)
-                ]
-    return plan
 
 
 def row_key(case_key: Mapping[str, Any], method: Method, versions: Mapping[str, str]) -> Row:
@@ -91,19 +72,21 @@ def measure(
     windows: Mapping[str, Sequence[float]],
 ) -> list[Row]:
     """Rows of the whole plan; those that the store lacks are measured and added to it."""
-    code, plan, rows = code_checksum(), planned(methods, stacks, args), []
-    with tqdm(total=sum(map(len, plan.values())), desc="quality", unit="image") as bar:
+    code, rows = code_checksum(), []
+    usable = [m for name, m in methods.items() if m.skipped is None and not (args.quick and name in SLOW)]
+    total = sum(len(stack.slices) for stack in stacks) * len(args.doses) * len(usable)
+    with tqdm(total=total, desc="quality", unit="image") as bar:
         for stack, dose in product(stacks, args.doses):
             found: dict[tuple, Row | None] = {}
             for index in stack.slices:
-                for method in plan[stack.name, dose, index]:
+                for method in usable:
                     known = [] if args.fresh else store.rows(**row_key(stack.key(index, dose), method, versions))
                     found[index, method.name] = known[-1] if known else None
             bar.update(sum(row is not None for row in found.values()))
             if None in found.values():
                 for case in stack.scanned(dose):
                     index, masks = case.key["slice"], tissue_masks(case.reference)
-                    for method in plan[stack.name, dose, index]:
+                    for method in usable:
                         if found[index, method.name] is None:
                             bar.set_postfix_str(f"{stack.name} {dose:.0%} {method.name}")
                             image = method.call(case.scan)
@@ -143,7 +126,7 @@ def draw_slice(
         return False
     index = stack.slices[len(stack.slices) // 2]
     case = next(case for case in stack.scanned(args.figure_dose) if case.key["slice"] == index)
-    shown = [m for name, m in methods.items() if m.skipped is None and not (args.quick and name in SLOW_DOSES)]
+    shown = [m for name, m in methods.items() if m.skipped is None and not (args.quick and name in SLOW)]
     images = {"reference": case.reference[0]}
     for method in tqdm(shown, desc="picture", unit="image"):
         kept = args.store / "pictures" / f"{checksum(repr(row_key(case.key, method, versions)))}.pt"

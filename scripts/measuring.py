@@ -26,8 +26,10 @@ from bundle.physics import FanBeamGeometry  # noqa: E402
 
 #: What a simulated scan follows from, beside the image.
 SETTINGS = ("geometry", "photons", "electronic_variance", "mu_water", "seed", "windows")
-#: Methods that take ten seconds or more a slice.
+#: Methods that take five seconds or more a slice and are no part of a quick run.
 SLOW = ("bm3d", "zs_n2n")
+#: Rooms of bundle/ whose code makes the images of our methods, and those of the others.
+OUR_ROOMS, PEER_ROOMS = ("projection", "autoencoder", "diffusion", "inference"), ("projection", "peers")
 
 
 @dataclass(frozen=True)
@@ -146,19 +148,21 @@ def settings_checksum(config: ConfigParser) -> str:
 
 
 def method_versions(names: Sequence[str], config: ConfigParser, weights: Path) -> dict[str, str]:
-    """Checksum of what each method of scripts/methods.py works with: weights, configuration, tuned strengths."""
+    """Checksum of what each method of scripts/methods.py works with: weights, configuration, strengths, its code."""
     networks = repr([(key, value) for key, value in config.get().items() if key.endswith("_def")])
     tuned = json.loads(STRENGTHS.read_text(encoding="utf-8"))["doses"] if STRENGTHS.is_file() else []
     versions = {}
     for name in names:
-        if METHODS[name][1] == "ours":
+        group = METHODS[name][1]
+        if group == "ours":
             parts = [weights, networks]
         elif name in TUNED:
             parts = [repr([(row["noise_hu"], row["chosen"].get(name)) for row in tuned])]
         else:
             trained = PEER_WEIGHTS / f"{name}.pt"
             parts = [trained, networks] if trained.is_file() else []
-        versions[name] = checksum(*parts)
+        rooms = OUR_ROOMS if group in ("ours", "supervised") else PEER_ROOMS
+        versions[name] = checksum(*parts, code_checksum(rooms))
     return versions
 
 
@@ -167,9 +171,10 @@ def without_root(text: str) -> str:
     return text.replace(f"{ROOT}/", "")
 
 
-def code_checksum() -> str:
-    """Checksum of what the code in bundle/ does: comments, docstrings and layout do not change it."""
-    return checksum(*(_statements(path) for path in sorted((ROOT / "bundle").rglob("*.py"))))
+def code_checksum(rooms: Sequence[str] = ("",)) -> str:
+    """Checksum of what the code in bundle/ does, or in these rooms: comments, docstrings, layout do not change it."""
+    files = sorted(path for room in rooms for path in (ROOT / "bundle" / room).rglob("*.py"))
+    return checksum(*(_statements(path) for path in files))
 
 
 def _statements(path: Path) -> str:

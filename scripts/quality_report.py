@@ -58,17 +58,12 @@ class Report:
             patient: len({(row["case"], row["slice"]) for row in rows if row["patient"] == patient})
             for patient in sorted({row["patient"] for row in rows})
         }
-        # In the order of scripts/methods.py; slow methods see fewer slices and doses than the others.
+        # In the order of scripts/methods.py.
         self.measured = [name for name in methods if any(row["method"] == name for row in rows)]
-        everywhere = sum(self.slices.values()) * len(self.doses)
-        self.partial = {n for n in self.measured if sum(row["method"] == n for row in rows) < everywhere}
 
     def of(self, method: str, dose: float) -> list[Row]:
         """Rows of a method at a dose."""
         return [row for row in self.rows if row["method"] == method and row["dose"] == dose]
-
-    def _places(self, method: str) -> set[tuple]:
-        return {(row["case"], row["slice"]) for row in self.rows if row["method"] == method}
 
     def columns(self) -> dict[str, tuple[str, int]]:
         """Title and digits of every column that has a table."""
@@ -92,7 +87,7 @@ class Report:
         return f"{len(self.slices)} patients that training never saw (slices: {stacks})"
 
     def skipped(self) -> list[str]:
-        """A line for every method that was not measured, or not everywhere."""
+        """A line for every method that was not measured."""
         lines = []
         for name, method in self.methods.items():
             if method.skipped is not None:
@@ -104,24 +99,11 @@ class Report:
     def table(self, column: str, names: Sequence[str], doses: Sequence[float]) -> str:
         """Methods down, doses across, mean over patients with the lowest and the highest."""
         _, digits = self.columns()[column]
-        rows, partial = [], self.missing_some(names, doses)
+        rows = []
         for name in names:
-            mark = " [1]" if name in partial else ""
             cells = [spread(patient_means(self.of(name, dose), column).values(), digits) for dose in doses]
-            rows.append([self.methods[name].title + mark, *cells])
-        if partial and OURS in names:
-            cells = []
-            for dose in doses:
-                places = {(row["case"], row["slice"]) for name in partial for row in self.of(name, dose)}
-                same = [row for row in self.of(OURS, dose) if (row["case"], row["slice"]) in places]
-                cells.append(spread(patient_means(same, column).values(), digits))
-            rows.append([f"{self.methods[OURS].title}, on the slices of [1]", *cells])
+            rows.append([self.methods[name].title, *cells])
         return markdown_table(["", *(f"{dose:.0%}" for dose in doses)], rows)
-
-    def missing_some(self, names: Sequence[str], doses: Sequence[float]) -> list[str]:
-        """Those of the methods that were not measured on every slice at each of these doses."""
-        counts = {name: sum(len(self.of(name, dose)) for dose in doses) for name in self.measured}
-        return [name for name in names if counts[name] < max(counts.values())]
 
     def peers(self) -> list[str]:
         """Measured peers that ours has to beat."""
@@ -167,13 +149,13 @@ class Report:
         return markdown_table(["patient", *(f"{dose:.0%}" for dose in self.doses)], rows)
 
     def best_of(self, group: str, doses: Sequence[float]) -> str | None:
-        """The method of a group, measured on every slice, that has the least RMSE over these doses."""
-        whole = [name for name in self.measured if self.methods[name].group == group and name not in self.partial]
+        """The method of a group that has the least RMSE over these doses."""
+        names = [name for name in self.measured if self.methods[name].group == group]
 
         def error(name: str) -> float:
             return fmean(math.log(fmean(row["rmse_hu"] for row in self.of(name, dose))) for dose in doses)
 
-        return min(whole, key=error, default=None)
+        return min(names, key=error, default=None)
 
     def short(self) -> str:
         """What README shows."""
@@ -223,14 +205,12 @@ class Report:
             markdown_table(
                 ["", "kind", "slices a dose"],
                 [
-                    [method.title, method.group, str(len(self._places(name))) if name in self.measured else "none"]
+                    [method.title, method.group, str(sum(self.slices.values())) if name in self.measured else "none"]
                     for name, method in self.methods.items()
                 ],
             ),
         ]
         lines += ["", *(f"- {line}" for line in self.skipped())] if self.skipped() else []
-        if self.partial:
-            lines += ["", "[1] Slow: not at every dose, or the middle slice of each patient alone (n says so)."]
         lines += ["", "![RMSE against dose](quality_rmse.png)"]
         if figure:
             low, high = self.windows[args.figure_window]
@@ -278,12 +258,11 @@ class Report:
         return result
 
     def plot(self, path: Path) -> None:
-        """RMSE against dose, mean over patients, of every method that saw every slice."""
+        """RMSE against dose, mean over patients, of every method."""
         figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
-        shown = [name for name in self.measured if name not in self.partial]
-        for position, name in enumerate(shown):
+        for position, name in enumerate(self.measured):
             doses = [dose for dose in self.doses if self.of(name, dose)]
             errors = [fmean(patient_means(self.of(name, dose), "rmse_hu").values()) for dose in doses]
             group = self.methods[name].group
