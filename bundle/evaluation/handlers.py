@@ -49,6 +49,7 @@ class RestoredCase:
         sinogram: line integrals ``(S, V, D)``; None where the batch holds none.
         geometry: of the scan, likewise.
         incident_photons: a ray, of this scan; None where unknown.
+        photons_estimated: they were measured on the scan's own noise.
     """
 
     name: str
@@ -61,6 +62,7 @@ class RestoredCase:
     sinogram: Tensor | None = None
     geometry: FanBeamGeometry | None = None
     incident_photons: float | None = None
+    photons_estimated: bool = False
 
     @property
     def num_slices(self) -> int:
@@ -133,8 +135,8 @@ class RestorationWriter(_CaseHandler):
     ``metrics.json``, and a table on the screen. ``metrics.json`` holds, by stage, the mean over the cases of each
     metric (see :func:`~bundle.evaluation.score_slices`; ``psnr`` and ``ssim`` are those of ``window``), ``seconds`` a
     slice by stage, ``window``, ``windows``, ``masks``, ``dose``, ``n``, ``alarm_limits``, and ``cases`` with the rows
-    of every slice and ``alarms``: why a case should not be trusted (see :func:`~bundle.evaluation.check_restoration`).
-    The log has the alarms, too.
+    of every slice, the incident photons and whether they were estimated, and ``alarms``: why a case should not be
+    trusted (see :func:`~bundle.evaluation.check_restoration`). The log has the alarms, too.
 
     Args:
         output_dir: folder, made when missing.
@@ -201,6 +203,8 @@ class RestorationWriter(_CaseHandler):
                 "patient": case.patient,
                 "dose": case.dose,
                 "n": case.num_slices,
+                "incident_photons": case.incident_photons,
+                "photons_estimated": case.photons_estimated,
                 "seconds": case.seconds,
                 "alarms": [dataclasses.asdict(alarm) for alarm in alarms],
                 "stages": scores,
@@ -364,6 +368,7 @@ def restored_cases(engine: Engine) -> Iterator[RestoredCase]:
             sinogram=sinogram.reshape(-1, *sinogram.shape[-2:]) if isinstance(sinogram, Tensor) else None,
             geometry=FanBeamGeometry.from_json(geometry) if isinstance(geometry, str) else geometry,
             incident_photons=None if photons is None else float(photons),
+            photons_estimated=bool(item.get("photons_estimated", False)),
         )
 
 

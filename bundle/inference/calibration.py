@@ -215,9 +215,7 @@ def _significant(estimate: NoiseModel | None, electronic_variance: float | None)
     """The electronic variance that is known, else the estimate; 0 where that is within two standard errors of 0."""
     if electronic_variance is not None:
         return float(electronic_variance)
-    if estimate is None or estimate.electronic_variance < 2 * estimate.electronic_variance_error:
-        return 0.0
-    return estimate.electronic_variance
+    return 0.0 if estimate is None else estimate.significant_electronic_variance
 
 
 class RestorerCalibration:

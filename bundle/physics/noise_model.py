@@ -63,6 +63,11 @@ class NoiseModel:
         if not (math.isfinite(self.electronic_variance) and self.electronic_variance >= 0):
             raise ValueError(f"electronic_variance must be zero or more, got {self.electronic_variance}")
 
+    @property
+    def significant_electronic_variance(self) -> float:
+        """``s``; 0 where it was measured and lies within two standard errors of 0."""
+        return 0.0 if self.electronic_variance < 2 * self.electronic_variance_error else self.electronic_variance
+
     def variance(self, line_integrals: Tensor) -> Tensor:
         """Variance of noisy line integrals around the noise-free ``line_integrals``, any shape."""
         return line_integral_variance(

@@ -3,10 +3,12 @@
 from .crops import TissueWeightd, tissue_weight
 from .files import LoadScand
 from .low_dose import RandThinCountsd, SimulateScand, ThinCountsd, noise_seed
+from .photons import EstimatePhotonsd
 from .reconstruct import RandMixd, ReconstructPaird, RemovedNoised
 from .slices import training_slices
 
 __all__ = [
+    "EstimatePhotonsd",
     "LoadScand",
     "RandMixd",
     "RandThinCountsd",

@@ -15,7 +15,7 @@ import torch
 from monai.bundle import verify_net_in_out
 
 from bundle.io import write_sinogram
-from bundle.physics import FanBeamGeometry
+from bundle.physics import FanBeamGeometry, insert_phantom, simulate_low_dose
 
 from .files import CONFIGS, INFER, ROOT, read
 
@@ -57,6 +57,25 @@ def test_a_measured_sinogram_is_restored_in_its_own_geometry(model, start, tmp_p
     start("inference.json", input=str(path), output_dir=str(output), weights=str(model)).run()
     assert nib.load(output / "scan_restored.nii.gz").shape == (40, 48, 2)
     assert "rmse_hu" not in json.loads((output / "metrics.json").read_text())["restored"]
+
+
+@pytest.mark.parametrize("photons", [None, 15_000.0], ids=["unsaid", "said"])
+def test_the_record_of_a_measured_scan_says_how_its_photons_are_known(photons, model, start, tmp_path):
+    fields = {key: value for key, value in read("inference.json")["geometry"].items() if not key.startswith("_")}
+    fields.pop("_target_", None)
+    geometry = FanBeamGeometry(
+        **{**fields, "num_views": 576, "num_cells": 224, "pixel_size": 2.8, "image_shape": (64, 64)}
+    )
+    clean = insert_phantom().line_integrals(geometry, mu_water=0.0192)[:, 0].float()
+    generator = torch.Generator().manual_seed(0)
+    path = write_sinogram(
+        tmp_path / "scan.npz", simulate_low_dose(clean, 20_000.0, generator=generator), geometry, photons=photons
+    )
+    output = tmp_path / "output"
+    start("inference.json", input=str(path), output_dir=str(output), weights=str(model)).run()
+    (case,) = json.loads((output / "metrics.json").read_text())["cases"]
+    assert case["photons_estimated"] is (photons is None)
+    assert case["incident_photons"] == pytest.approx(photons or 20_000.0, rel=0.05)
 
 
 def test_evaluation_measures_every_stage_at_every_dose(model, volumes, start, tmp_path):

@@ -38,6 +38,13 @@ def test_electronic_variance_comes_back_within_three_standard_errors(dose):
     assert model.electronic_variance_error < ELECTRONIC
 
 
+def test_an_electronic_variance_that_could_be_none_counts_as_none():
+    assert estimate_noise_model(noisy(BLOBS, 1.0, electronic=0.0)).significant_electronic_variance == 0
+    strong = estimate_noise_model(noisy(BLOBS, 0.1, electronic=400.0, repeats=4))
+    assert strong.significant_electronic_variance == strong.electronic_variance
+    assert NoiseModel(incident_photons=1e4, electronic_variance=3.0).significant_electronic_variance == 3.0
+
+
 def test_the_edges_of_a_skull_do_not_pass_for_noise():
     model = estimate_noise_model(noisy(HEAD, 0.25, repeats=1))
     assert model.incident_photons == pytest.approx(PHOTONS * 0.25, rel=0.08)
