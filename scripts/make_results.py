@@ -103,8 +103,8 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
             "stacks",
             "what the slices above and below are worth",
             "docs/results/stacks.md",
-            [script("measure_stacks.py", *(test or []), "--adjacent", *args.adjacent, *weights, *shared)],
-            skipped=no_test,
+            [script("measure_stacks.py", *(test or []), "--adjacent", *(args.adjacent or []), *weights, *shared)],
+            skipped=no_test or (None if args.adjacent else "no --adjacent names patients with slices side by side"),
         ),
         Part(
             "tasks",
@@ -286,7 +286,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, help="CT images of patients that training never saw")
-    parser.add_argument("--adjacent", nargs="+", default=["*"], help="those of them whose slices lie side by side")
+    parser.add_argument("--adjacent", nargs="+", help="those of them (patterns) whose slices lie side by side")
     parser.add_argument("--development_dir", type=Path, help="CT images that strengths and calibration are found on")
     parser.add_argument("--development_exclude", nargs="*", default=[], help="patients (patterns) to leave out of them")
     parser.add_argument("--measured_dir", type=Path, help="folder with htc2022_*_full.mat and *_seg.mat")

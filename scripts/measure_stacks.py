@@ -187,7 +187,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, slices=4, doses=DOSES)
-    parser.add_argument("--adjacent", nargs="+", default=["*"], help="patients (patterns) with slices side by side")
+    parser.add_argument("--adjacent", nargs="+", required=True, help="patients (patterns) with slices side by side")
     args = settle(parser.parse_args())
 
     rows, settings = measure(args, RowStore(args.store / "stacks.jsonl"))

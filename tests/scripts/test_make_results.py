@@ -65,7 +65,7 @@ def test_a_missing_script_is_skipped_with_its_name(make_results, stamps, args):
 def given(**more):
     folders = dict.fromkeys(("dataset_dir", "development_dir", "measured_dir"))
     nowhere = dict.fromkeys(("trained_dir", "training_dir", "store"), Path("/nowhere"))
-    chosen = {"weights": Path("model.pt"), "development_exclude": [], "adjacent": ["*"]}
+    chosen = {"weights": Path("model.pt"), "development_exclude": [], "adjacent": None}
     settings = {**folders, **nowhere, **chosen, "quick": False, "fresh": False}
     return argparse.Namespace(**{**settings, **more})
 
@@ -74,8 +74,21 @@ def test_without_data_every_part_that_needs_them_says_what_it_lacks(make_results
     reasons = {part.name: part.skipped for part in make_results.find_parts(given())}
     assert reasons["quality"] == reasons["profile"] == "no --dataset_dir was given"
     assert reasons["tuning"] == "no --development_dir was given"
+    assert reasons["stacks"] == "no --dataset_dir was given"
     assert reasons["measured"] == "no --measured_dir was given"
     assert reasons["operators"] is None
+
+
+def test_slices_count_as_neighbours_only_where_someone_says_so(make_results, tmp_path):
+    def stacks(**more):
+        return next(
+            part for part in make_results.find_parts(given(dataset_dir=tmp_path, **more)) if part.name == "stacks"
+        )
+
+    assert stacks().skipped == "no --adjacent names patients with slices side by side"
+    said = stacks(adjacent=["ada", "b*"])
+    assert said.skipped is None
+    assert " --adjacent ada b* --" in " ".join(said.commands[0])
 
 
 def test_a_quick_run_writes_nothing_into_the_documents(make_results, tmp_path):
