@@ -9,6 +9,7 @@ from .calibration import (
     fusion_values,
     scan_noise,
 )
+from .collaborative import collaborative_wiener
 from .fusion import FUSION_MODES, SelfCorrectingFusion
 from .held_out import Candidates, HeldOutFusion
 from .inferer import STAGES, PrepareScan, StackInferer
@@ -34,6 +35,7 @@ __all__ = [
     "StackInferer",
     "calibrate_fusions",
     "calibration_images",
+    "collaborative_wiener",
     "fusion_values",
     "guided_nonlocal_means",
     "load_weights",

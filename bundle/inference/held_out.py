@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from bundle.physics import thin_line_integrals
 
+from .collaborative import collaborative_wiener
 from .nonlocal_means import guided_nonlocal_means
 from .wiener import local_wiener
 
 # Shapes in this file: B batch, V views, D detector cells, H W image, K terms. All images are in HU.
 
-#: Where: at edges so steep that noise hardly matters beside blur, at other edges, in flat places.
-PLACES = ("steep", "edge", "flat")
+#: Where: at edges so steep that noise hardly matters beside blur, at other edges, in flat places of the patient, in
+#: flat air.
+PLACES = ("steep", "edge", "flat", "air")
 
 #: What is added to the refined image whatever the strengths, in each place with its own weight. ``fused - refined`` is
 #: what the refiner took away, coarse and fine (parted by a Gaussian of :data:`COARSE` pixels); ``x_ld - fused`` is what
@@ -33,8 +35,12 @@ COARSE = 1.5
 EDGE_GRADIENT = 15.0
 STEEP_GRADIENT = 50.0
 
-#: Body, HU: where weights are measured. Lung counts; the air around the patient has nothing to tell.
-BODY_HU = -950.0
+#: What is below counts as air, HU: nothing faint is to be lost there. Lung is above. The second: how gradually.
+AIR_HU = -950.0
+AIR_SOFTNESS = 10.0
+
+#: Fewer pixels of the patient than these can't judge.
+LEAST_PIXELS = 3000
 
 #: Noise below counts as this much, HU: no pixel may decide alone.
 LEAST_NOISE = 5.0
@@ -48,12 +54,21 @@ LEAST_GUIDE_NOISE = 3.0
 
 
 class Candidates(NamedTuple):
-    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU."""
+    """What one scan, or a part of its photons, became; each ``(B, 1, H, W)`` in HU.
+
+    Args:
+        low_dose: backprojection, ``x_ld``.
+        prior: that of stage 1, ``xhat``.
+        fused: the two, fused.
+        refined: by stages 2 and 3.
+        noise: a realisation of the noise of ``low_dose``, from photons alone (:meth:`HeldOutFusion.noise`).
+    """
 
     low_dose: Tensor
     prior: Tensor
     fused: Tensor
     refined: Tensor
+    noise: Tensor
 
 
 class Term(NamedTuple):
@@ -79,12 +94,13 @@ class HeldOutFusion(nn.Module):
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
     where nothing is faint, are free of it.
 
-    The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges and in flat places alone,
-    what is broad by itself and what is fine: what the refiner took away; what is left in the raw data; the non-local
-    mean (:func:`guided_nonlocal_means`) of the raw data less the refined image, of what repeats in the patient, in
-    slices above and below, too; and the raw data less the refined image behind a Wiener filter (:func:`local_wiener`),
-    which lets through what stands out of the noise of its place and direction. Both filters take the refined image as a
-    guide alone, so they find in the raw data what no network has seen in training.
+    The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges, in flat places of the
+    patient and in air alone, what is broad by itself and what is fine: what the refiner took away; what is left in the
+    raw data; and, each less the refined image, three filters of the raw data. Non-local means
+    (:func:`guided_nonlocal_means`) find what repeats in the patient, in slices above and below, too;
+    :func:`collaborative_wiener` finds what alike patches share, there as well; :func:`local_wiener` lets through what
+    stands out of the noise of its place and direction. All take the refined image as a guide alone, so they find in the
+    raw data what no network has seen in training.
 
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
@@ -93,11 +109,11 @@ class HeldOutFusion(nn.Module):
         patch_size: of the non-local means, pixels.
         radius: of their search, pixels.
         least_detail: least weight of what the refiner took away, 0 to 1; 0 makes the squares least.
-        wiener_strengths: of the Wiener filter, what the noise counts by there; none: no such terms.
+        wiener_strengths: of the local Wiener filter, what the noise counts by there; none: no such terms.
+        group_strengths: likewise of the collaborative one.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1), a strength of either that is not positive, ``least_detail`` not in
-            [0, 1].
+        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive, ``least_detail`` not in [0, 1].
 
     Source: this project's. Cross-validation by independent photons after Neufeld et al., Data thinning, JMLR 25, 2024;
     weights of predictors by non-negative least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
@@ -112,11 +128,13 @@ class HeldOutFusion(nn.Module):
         radius: int = 7,
         least_detail: float = 0.3,
         wiener_strengths: Sequence[float] = (0.1, 1.0),
+        group_strengths: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
-        for name, values in (("strengths", strengths), ("wiener_strengths", wiener_strengths)):
+        filters = {"strengths": strengths, "wiener_strengths": wiener_strengths, "group_strengths": group_strengths}
+        for name, values in filters.items():
             if not all(math.isfinite(strength) and strength > 0 for strength in values):
                 raise ValueError(f"{name} must be positive, got {tuple(values)}")
         if not 0 <= least_detail <= 1:
@@ -128,12 +146,14 @@ class HeldOutFusion(nn.Module):
         self.radius = int(radius)
         self.least_detail = float(least_detail)
         self.wiener_strengths = tuple(float(strength) for strength in wiener_strengths)
+        self.group_strengths = tuple(float(strength) for strength in group_strengths)
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms in the order of their weights."""
         filters = [f"alike {strength:g}" for strength in self.strengths]
         filters += [f"wiener {strength:g}" for strength in self.wiener_strengths]
+        filters += [f"group {strength:g}" for strength in self.group_strengths]
         parts = (*PARTS, *(f"{name} {size}" for name in filters for size in PARTS[:2]))
         return tuple(Term(part, place) for part in parts for place in PLACES)
 
@@ -160,6 +180,15 @@ class HeldOutFusion(nn.Module):
         kept, held_out = (torch.cat(column).to(sinogram.device) for column in zip(*parts))
         return kept, held_out
 
+    def noise(self, part: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+        """Realisations of the noise of all photons and of the larger part: nothing of the patient is in them.
+
+        ``part`` and ``held_out`` are the backprojections of the parts, ``(B, 1, H, W)`` in HU. Their noise is
+        independent, with variances as the inverse of their shares; that of their difference is the sum.
+        """
+        difference = part - held_out
+        return difference * math.sqrt(self.fraction * (1 - self.fraction)), difference * math.sqrt(1 - self.fraction)
+
     @torch.no_grad()
     def weights(self, part: Candidates, held_out: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
         """Weights ``(B, K)`` from the larger part's candidates and the FBP of the other, ``(B, 1, H, W)``.
@@ -171,18 +200,17 @@ class HeldOutFusion(nn.Module):
         count = len(self.terms)
         least = torch.tensor([self._least_weight(term) for term in self.terms])
         bounds = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
-        body = _gauss(part.refined, 3.0) > BODY_HU
+        body = (_gauss(part.refined, 3.0) > AIR_HU).sum((1, 2, 3))
         smooth = _gauss(held_out, 3.0)
         noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
         weights = []
         for index in range(len(held_out)):
-            inside = body[index, 0]
-            if int(inside.sum()) < 100 * count:
+            if int(body[index]) < LEAST_PIXELS:
                 weights.append(least.clamp_min(0).to(held_out))
                 continue
-            scale = 1 / noise[index, 0][inside].double()
-            design = terms[index][:, inside].double() * scale
-            aim = (held_out - part.refined)[index, 0][inside].double() * scale
+            scale = 1 / noise[index].flatten().double()
+            design = terms[index].flatten(1).double() * scale
+            aim = (held_out - part.refined)[index].flatten().double() * scale
             weights.append(_least_squares(design, aim, bounds)[:count].to(held_out))
         return torch.stack(weights)
 
@@ -194,17 +222,18 @@ class HeldOutFusion(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"fraction={self.fraction}, seed={self.seed}, strengths={self.strengths}, patch_size={self.patch_size}, "
-            f"radius={self.radius}, least_detail={self.least_detail}, wiener_strengths={self.wiener_strengths}"
+            f"radius={self.radius}, least_detail={self.least_detail}, wiener_strengths={self.wiener_strengths}, "
+            f"group_strengths={self.group_strengths}"
         )
 
     def _least_weight(self, term: Term) -> float:
         if term.place == "steep" and term.part != "raw":
             return -math.inf
-        return self.least_detail if term.part in PARTS[:2] else 0.0
+        return self.least_detail if term.part in PARTS[:2] and term.place != "air" else 0.0
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
         """The terms, ``(B, K, H, W)``."""
-        low_dose, prior, fused, refined = candidates
+        low_dose, prior, fused, refined, photon_noise = candidates
         parts = [*_coarse_and_fine(fused - refined), low_dose - fused]
         if self.strengths:
             noise = _gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
@@ -220,6 +249,10 @@ class HeldOutFusion(nn.Module):
         if self.wiener_strengths:
             filtered = local_wiener(low_dose - refined, refined, low_dose - prior, self.wiener_strengths)
             parts += [part for image in filtered for part in _coarse_and_fine(image)]
+        pairs = [(other.low_dose, other.refined) for other in around]
+        for strength in self.group_strengths:
+            grouped = collaborative_wiener(low_dose, refined, photon_noise, strength, around=pairs)
+            parts += _coarse_and_fine(grouped - refined)
         places = _places(refined)
         return torch.cat([part * places for part in parts], dim=1)
 
@@ -230,12 +263,14 @@ def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _places(refined: Tensor) -> Tensor:
-    """How much each pixel belongs to each of :data:`PLACES`, ``(B, 3, H, W)``, summing to 1."""
+    """How much each pixel belongs to each of :data:`PLACES`, ``(B, 4, H, W)``, summing to 1."""
     rows, columns = torch.gradient(_gauss(refined, 1.0), dim=(2, 3))
     gradient = torch.hypot(rows, columns)
     edge = gradient / (gradient + EDGE_GRADIENT)
     steep = gradient**2 / (gradient**2 + STEEP_GRADIENT**2)
-    return torch.cat([steep, (1 - steep) * edge, (1 - steep) * (1 - edge)], dim=1)
+    air = torch.sigmoid((AIR_HU - _gauss(refined, 3.0)) / AIR_SOFTNESS)
+    flat = (1 - steep) * (1 - edge)
+    return torch.cat([steep, (1 - steep) * edge, flat * (1 - air), flat * air], dim=1)
 
 
 def _least_squares(design: Tensor, aim: Tensor, least: Tensor) -> Tensor:

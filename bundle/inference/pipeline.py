@@ -207,10 +207,11 @@ class LowDoseRestorer(nn.Module):
         clock.stop("prior")
         fused = self.fusion(low_dose, prior)
         clock.stop("fused")
-        whole = Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused))
+        whole = Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused), low_dose - prior)
         part = held_out = None
         if self.held_out_fusion is not None and incident_photons is not None:
-            part, held_out = self._parted(sinogram, geometry, incident_photons, variance)
+            part, held_out, noise = self._parted(sinogram, geometry, incident_photons, variance)
+            whole = whole._replace(noise=noise)
         clock.stop("restored")
         return Prepared(fbp, whole, part, held_out, clock.seconds)
 
@@ -221,7 +222,7 @@ class LowDoseRestorer(nn.Module):
         ``around`` says that the batch is a stack and gives the slice before its first and the one after its last.
         """
         clock = _Clock(prepared.fbp.device)
-        low_dose, prior, fused, refined = prepared.whole
+        low_dose, prior, fused, refined, _ = prepared.whole
         if prepared.part is not None:
             weights = self.held_out_fusion.weights(prepared.part, prepared.held_out, _around(prepared, around, "part"))
             restored = self.held_out_fusion(prepared.whole, weights, _around(prepared, around, "whole"))
@@ -235,18 +236,20 @@ class LowDoseRestorer(nn.Module):
 
     def _parted(
         self, sinogram: Tensor, geometry: FanBeamGeometry, incident_photons: float, electronic_variance: float
-    ) -> tuple[Candidates, Tensor]:
-        """Candidates of the larger part of the photons, and the backprojection of the rest."""
+    ) -> tuple[Candidates, Tensor, Tensor]:
+        """Candidates of the larger part of the photons, the backprojection of the rest, and the noise of all."""
         fusion = self.held_out_fusion
         kept, held_out = fusion.part(sinogram, incident_photons, electronic_variance)
         # Each part has its share of the photons and of the electronic variance.
-        noise, judging = (
+        keeping, judging = (
             (share * incident_photons, share * electronic_variance) for share in (fusion.fraction, 1 - fusion.fraction)
         )
-        low_dose, prior = self.estimates(kept, geometry, *noise)
+        low_dose, prior = self.estimates(kept, geometry, *keeping)
         fused = self.fusion(low_dose, prior)
         judge, _ = self.estimates(held_out, geometry, *judging)
-        return Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused)), judge
+        whole_noise, part_noise = fusion.noise(low_dose, judge)
+        part = Candidates(low_dose, prior, fused, self.refine(low_dose, prior, fused), part_noise)
+        return part, judge, whole_noise
 
     @torch.no_grad()
     def estimates(

@@ -25,6 +25,7 @@ from .geometry import FanBeamGeometry
 from .noise_model import NoiseModel, estimate_noise_model
 from .phantoms import Ellipse, Phantom, insert_phantom, low_contrast_phantom, rod_places
 from .projector import FanBeamProjector
+from .threads import in_threads
 from .units import MU_WATER, attenuation_to_hu, hu_to_attenuation
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "estimate_noise_model",
     "expected_log_bias",
     "hu_to_attenuation",
+    "in_threads",
     "insert_phantom",
     "line_integral_variance",
     "log_bias",

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.inference import Candidates, HeldOutFusion, StackInferer, guided_nonlocal_means, local_wiener
+from bundle.inference import (
+    Candidates,
+    HeldOutFusion,
+    StackInferer,
+    collaborative_wiener,
+    guided_nonlocal_means,
+    local_wiener,
+)
 from bundle.inference.held_out import _gauss
 from bundle.physics import FanBeamProjector, hu_to_attenuation, simulate_low_dose
 
@@ -26,7 +33,7 @@ class Black(nn.Module):
 def images(seed: int = 0) -> Candidates:
     """Soft tissue with texture; smoother from raw to refined."""
     generator = torch.Generator().manual_seed(seed)
-    scales = (40, 10, 15, 5)
+    scales = (40, 10, 15, 5, 40)
     return Candidates(*(scale * torch.randn(2, 1, 64, 64, generator=generator) for scale in scales))
 
 
@@ -45,7 +52,7 @@ def test_weights_that_made_the_image_are_found_in_its_noise(strengths):
     found = fusion.weights(part, fusion(part, true) + noise)
     mixed = fusion(part, found) - fusion(part, true)
     # The squared error of a least squares fit of K weights to M pixels is K / M of the noise's.
-    share = (len(fusion.terms) + 3) / 64**2
+    share = (len(fusion.terms) + 4) / 64**2
     assert mixed.square().mean() < 2 * share * noise.square().mean()
 
 
@@ -63,6 +70,8 @@ def test_the_terms_sum_to_what_parts_the_images():
     torch.testing.assert_close(total("alike"), (mean - part.refined)[:, 0], rtol=1e-3, atol=1e-2)
     (filtered,) = local_wiener(part.low_dose - part.refined, part.refined, part.low_dose - part.prior, [2.0])
     torch.testing.assert_close(total("wiener"), filtered[:, 0], rtol=1e-3, atol=1e-2)
+    grouped = collaborative_wiener(part.low_dose, part.refined, part.noise, 1.0)
+    torch.testing.assert_close(total("group"), (grouped - part.refined)[:, 0], rtol=1e-3, atol=1e-2)
 
 
 def stripes(*seeds: int) -> tuple[Tensor, list[Tensor]]:
@@ -75,12 +84,13 @@ def stripes(*seeds: int) -> tuple[Tensor, list[Tensor]]:
 def test_what_repeats_in_the_patient_comes_back_where_the_networks_half_lost_it():
     truth, (raw, judge) = stripes(0, 1)
     lost = 10 + 0.5 * (truth - 10)
-    part = Candidates(raw, lost, lost, lost)
+    part = Candidates(raw, lost, lost, lost, (raw - judge) / 2**0.5)
     error = {}
-    for strengths in [(), (0.05,)]:
-        fusion = HeldOutFusion(strengths=strengths, wiener_strengths=())
-        error[strengths] = (fusion(part, fusion.weights(part, judge)) - truth).square().mean()
-    assert error[0.05,] < 0.75 * error[()]
+    for strengths, grouped in [((), ()), ((0.05,), ()), ((), (1.0,))]:
+        fusion = HeldOutFusion(strengths=strengths, wiener_strengths=(), group_strengths=grouped)
+        error[strengths, grouped] = (fusion(part, fusion.weights(part, judge)) - truth).square().mean()
+    assert error[(0.05,), ()] < 0.75 * error[(), ()]
+    assert error[(), (1.0,)] < 0.6 * error[(), ()]
 
 
 def test_a_texture_that_the_refiner_lost_comes_back_where_noise_has_another_direction():
@@ -92,22 +102,65 @@ def test_a_texture_that_the_refiner_lost_comes_back_where_noise_has_another_dire
     raw, judge, refined = truth + noise, truth + judging, 0.2 * truth
     # Stage 1 took away noise, and noise alone, but not all of it.
     prior = truth + 0.5 * noise
-    part = Candidates(raw, prior, prior, refined)
+    part = Candidates(raw, prior, prior, refined, noise)
     error = {}
     for strengths in [(), (1.0,)]:
-        fusion = HeldOutFusion(strengths=(), wiener_strengths=strengths)
+        fusion = HeldOutFusion(strengths=(), wiener_strengths=strengths, group_strengths=())
         error[strengths] = (fusion(part, fusion.weights(part, judge)) - truth).square().mean()
     assert error[1.0,] < 0.5 * error[()]
 
 
 def test_slices_that_show_the_same_help_each_other():
+    torch.manual_seed(0)
     truth, (raw, above, below, judge) = stripes(0, 1, 2, 3)
-    lost = 10 + 0.5 * (truth - 10)
-    part, *around = (Candidates(image, lost, lost, lost) for image in (raw, above, below))
-    fusion = HeldOutFusion(strengths=[0.05])
-    alone = fusion(part, fusion.weights(part, judge))
-    helped = fusion(part, fusion.weights(part, judge, around), around)
-    assert (helped - truth).square().mean() < 0.85 * (alone - truth).square().mean()
+    # No two slices are alike to the bit; a slice would search itself alone.
+    refined = [10 + 0.5 * (truth - 10) + torch.randn(truth.shape) for _ in range(3)]
+    part, *around = (
+        Candidates(image, lost, lost, lost, image - truth) for image, lost in zip((raw, above, below), refined)
+    )
+    for filters in ({"strengths": [0.05], "group_strengths": ()}, {"strengths": (), "group_strengths": [1.0]}):
+        fusion = HeldOutFusion(**filters)
+        alone = fusion(part, fusion.weights(part, judge))
+        helped = fusion(part, fusion.weights(part, judge, around), around)
+        assert (helped - truth).square().mean() < 0.85 * (alone - truth).square().mean(), filters
+
+
+def test_the_air_has_weights_of_its_own():
+    """Texture that the refiner lost in the patient comes back, and the air stays without noise."""
+    x, y = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    patient = ((x - 64) ** 2 + (y - 64) ** 2 < 40**2).view(1, 1, 128, 128)
+    refined = _gauss(torch.where(patient, 0.0, -1000.0), 1.5)
+    generator = torch.Generator().manual_seed(0)
+    texture, noise, judging = (20 * torch.randn(1, 1, 128, 128, generator=generator) for _ in range(3))
+    truth = refined + texture * patient
+    raw, air = truth + noise, _gauss(refined, 6.0) < -990
+    part = Candidates(raw, raw, raw, refined, noise)
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+    restored = fusion(part, fusion.weights(part, truth + judging))
+    error = (restored - truth).square()
+    assert error[air].mean().sqrt() < 2
+    # Half of the texture and half of the noise: what is best for two of the same power.
+    assert error[patient].mean().sqrt() == pytest.approx(20 / 2**0.5, rel=0.15)
+
+
+def test_noise_of_the_parts_is_that_of_the_whole():
+    """Shares f and 1 - f of the photons make noise of variance v / f and v / (1 - f); nothing of the patient stays."""
+    fusion = HeldOutFusion(fraction=0.8)
+    generator = torch.Generator().manual_seed(0)
+    patient = 1000 * torch.randn(1, 1, 256, 256, generator=generator)
+    kept, judge = (patient + 30 / share**0.5 * torch.randn(1, 1, 256, 256, generator=generator) for share in (0.8, 0.2))
+    whole, part = fusion.noise(kept, judge)
+    assert whole.std().item() == pytest.approx(30, rel=0.01)
+    assert part.std().item() == pytest.approx(30 / 0.8**0.5, rel=0.01)
+
+
+def test_a_scan_brings_the_noise_of_its_photons():
+    network = restorer(refiner=Smooth(), held_out_fusion=HeldOutFusion(), geometry=GRID)
+    scans = torch.cat([scan(seed=seed) for seed in range(8)])
+    prepared = network.prepare(scans, None, PHOTONS)
+    for candidates in (prepared.whole, prepared.part):
+        true = candidates.low_dose - candidates.low_dose.mean(0)
+        assert candidates.noise.std().item() == pytest.approx(true.std().item() * (8 / 7) ** 0.5, rel=0.05)
 
 
 def least_weights(fusion: HeldOutFusion) -> Tensor:
@@ -115,14 +168,15 @@ def least_weights(fusion: HeldOutFusion) -> Tensor:
     least = []
     for part, place in fusion.terms:
         free = place == "steep" and part != "raw"
-        least.append(-torch.inf if free else fusion.least_detail if part in ("coarse", "fine") else 0.0)
+        stays = part in ("coarse", "fine") and place != "air"
+        least.append(-torch.inf if free else fusion.least_detail if stays else 0.0)
     return torch.tensor(least)
 
 
 def test_no_detail_is_taken_away_twice():
     """Where the truth lies beyond the refined image, seen from the others, the refined image it is, but at edges."""
     part = Candidates(*(image / 10 for image in images()))
-    fusion = HeldOutFusion(strengths=(), least_detail=0)
+    fusion = HeldOutFusion(strengths=(), group_strengths=(), least_detail=0)
     weights = fusion.weights(part, part.refined - (part.low_dose - part.refined))
     bounded = weights[:, least_weights(fusion) == 0]
     torch.testing.assert_close(bounded, torch.zeros_like(bounded), atol=0.05, rtol=0)
@@ -153,7 +207,7 @@ def test_blur_of_the_fused_image_is_taken_away_at_steep_edges():
     fused = refined - (_gauss(sharp, 0.7) - refined)
     generator = torch.Generator().manual_seed(0)
     noise = 10 * torch.randn(1, 1, 96, 96, generator=generator)
-    part = Candidates(fused + noise, fused, fused, refined)
+    part = Candidates(fused + noise, fused, fused, refined, noise)
     judge = _gauss(sharp, 0.7) + 10 * torch.randn(1, 1, 96, 96, generator=generator)
     fusion = HeldOutFusion(strengths=())
     weights = fusion.weights(part, judge)
@@ -174,7 +228,7 @@ def test_a_refiner_that_is_right_is_left_alone_but_for_the_least_detail():
 
 
 def test_an_image_without_a_body_is_left_alone_but_for_the_least_detail():
-    air = Candidates(*(image - 1000 for image in images()))
+    air = Candidates(*(image - 1000 for image in images()[:4]), images().noise)
     assert not HeldOutFusion(least_detail=0).weights(air, air.low_dose).any()
     fusion = HeldOutFusion(least_detail=0.3)
     weights = fusion.weights(air, air.low_dose)
@@ -183,8 +237,8 @@ def test_an_image_without_a_body_is_left_alone_but_for_the_least_detail():
 
 def test_terms_that_are_not_there_get_no_weight():
     part = images()
-    same = Candidates(part.refined, part.refined, part.refined, part.refined)
-    fusion = HeldOutFusion(strengths=(), wiener_strengths=())
+    same = Candidates(part.refined, part.refined, part.refined, part.refined, part.noise)
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
     torch.testing.assert_close(fusion(same, fusion.weights(same, part.low_dose)), part.refined)
 
 
@@ -224,7 +278,7 @@ def test_a_stack_in_chunks_is_the_stack_at_once(slices_per_batch):
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
-@pytest.mark.parametrize("name", ["strengths", "wiener_strengths"])
+@pytest.mark.parametrize("name", ["strengths", "wiener_strengths", "group_strengths"])
 def test_a_strength_that_is_none_is_refused(name, strength):
     with pytest.raises(ValueError, match=f"^{name} must be positive"):
         HeldOutFusion(**{name: [strength]})

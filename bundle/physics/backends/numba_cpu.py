@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +11,7 @@ from numba.core import event
 from torch import Tensor
 
 from ..geometry import FanBeamGeometry
+from ..threads import in_threads
 from . import numba_kernels as kernels
 from .rays import RayFrame, arctan_polynomial, ray_frames
 
@@ -30,12 +28,12 @@ class _CompileNotice(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         kernel = event.data["dispatcher"]
-        if self.said or kernel.py_func.__module__ != kernels.__name__:
+        if self.said or not kernel.py_func.__module__.startswith("bundle."):
             return
         self.said = True
         # A warning, as nobody would see less without settings of their own.
         _log.warning(
-            "compiling the fan-beam kernels for this CPU: a few seconds each, the first time only; kept in %s",
+            "compiling kernels for this CPU: a few seconds each, the first time only; kept in %s",
             kernel.stats.cache_path,
         )
 
@@ -146,7 +144,7 @@ class NumbaBackend:
             for k, image in enumerate(turned):
                 inner[low:high, :, k] = image[low:high]
 
-        _in_threads(fill, rows, kernels.ROW_BLOCK)
+        in_threads(fill, rows, kernels.ROW_BLOCK)
         return self._with_tail(packed)
 
     @staticmethod
@@ -174,7 +172,7 @@ class NumbaBackend:
                     inner[start : start + tail, :, k] = source[first : first + tail]
                     inner[start + tail : stop, :, k] = source[: stop - start - tail]
 
-        _in_threads(fill, count, kernels.VIEW_BLOCK)
+        in_threads(fill, count, kernels.VIEW_BLOCK)
         return lanes
 
     def _view_shift(self, turn: int) -> int:
@@ -193,7 +191,7 @@ class NumbaBackend:
                     target[slice_, shift : shift + tail] += lanes[:tail, :, k]
                     target[slice_, : len(lanes) - tail] += lanes[tail:, :, k]
 
-        _in_threads(add, len(slices), 1)
+        in_threads(add, len(slices), 1)
 
     def _trace(self, kernel: Callable, frame: RayFrame, image, lanes, over: int, block: int) -> None:
         dtype = lanes.dtype
@@ -205,7 +203,7 @@ class NumbaBackend:
         shape = (self.geometry.num_cells, *frame.image_shape)
         tag = (0,) * lanes.shape[-1]
         flat = lanes.reshape(-1)
-        _in_threads(lambda low, high: kernel(image, flat, shape, *rays, low, high, tag), over, block)
+        in_threads(lambda low, high: kernel(image, flat, shape, *rays, low, high, tag), over, block)
 
     def _spread(self, kernel: Callable, image, lanes, over: int, block: int) -> None:
         g, dtype = self.geometry, lanes.dtype
@@ -218,23 +216,4 @@ class NumbaBackend:
         )
         shape, tag = (g.num_cells, *g.image_shape), (0,) * lanes.shape[-1]
         flat_image, flat = image.reshape(-1), lanes.reshape(-1)
-        _in_threads(lambda low, high: kernel(flat_image, flat, shape, *scan, low, high, tag), over, block)
-
-
-@lru_cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    # One pool a process: a forked DataLoader worker inherits the object, but not its threads.
-    return ThreadPoolExecutor(threads, thread_name_prefix="fan-beam")
-
-
-def _in_threads(work: Callable[[int, int], None], total: int, block: int) -> None:
-    """Run ``work(low, high)`` over [0, total), split at multiples of `block` between torch's number of threads."""
-    threads = torch.get_num_threads()
-    blocks = -(-total // block)
-    if threads == 1 or blocks == 1:
-        work(0, total)
-        return
-    # Four parts a thread: parts differ in work, and a thread that is done takes the next.
-    parts = min(4 * threads, blocks)
-    edges = [min(total, block * round(k * blocks / parts)) for k in range(parts + 1)]
-    list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
+        in_threads(lambda low, high: kernel(flat_image, flat, shape, *scan, low, high, tag), over, block)
