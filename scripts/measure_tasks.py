@@ -153,9 +153,12 @@ def measure_rods(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[Row
                         bench.scan(f"{phantom.name} {what}", one, geometry, dose, seeds)
                         for what, one in zip(("rods", "empty"), clean)
                     ]
+                    images: dict[str, list[Tensor]] = {name: [] for name in running}
+                    # Scan by scan: our stages share one restoration as long as they are asked for the same scan.
+                    for scan, name in product(scans, running):
+                        images[name].append(methods[name].call(scan)[:, 0])
                     for name in running:
-                        images = [methods[name].call(scan)[:, 0] for scan in scans]
-                        taken[name].append(_regions(images, geometry.pixel_size, places))
+                        taken[name].append(_regions(images[name], geometry.pixel_size, places))
                     bar.update(len(seeds))
                 judged: dict[str, Any] = {}
                 for name in sorted(running, key=lambda n: n != BASELINE):

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))
 
-from methods import METHODS, PEER_WEIGHTS, STRENGTHS, TUNED  # noqa: E402
+from methods import METHODS, NOISE2INVERSE, PEER_WEIGHTS, STRENGTHS, TUNED  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -159,8 +159,10 @@ def method_versions(names: Sequence[str], config: ConfigParser, weights: Path) -
         elif name in TUNED:
             parts = [repr([(row["noise_hu"], row["chosen"].get(name)) for row in tuned])]
         else:
+            # What a peer does not use may change: it need not be measured anew.
+            uses = {"neighbor2neighbor": repr(config.get("projection_def")), "noise2inverse": NOISE2INVERSE}
             trained = PEER_WEIGHTS / f"{name}.pt"
-            parts = [trained, networks] if trained.is_file() else []
+            parts = [trained, uses.get(name, networks)] if trained.is_file() else []
         rooms = OUR_ROOMS if group in ("ours", "supervised") else PEER_ROOMS
         versions[name] = checksum(*parts, code_checksum(rooms))
     return versions

@@ -48,6 +48,9 @@ LEAST_NOISE = 5.0
 #: Precision of the weights before any pixel is seen (their standard deviation is 1).
 WEIGHT_PRECISION = 1.0
 
+#: Width of the Gaussian mean that is the fused image's, pixels.
+LEVEL_WIDTH = 8.0
+
 #: Width of the Gaussian over which the noise that stage 1 took away is measured for the guide, pixels; its least, HU.
 GUIDE_WIDTH = 6.0
 LEAST_GUIDE_NOISE = 3.0
@@ -89,6 +92,8 @@ class HeldOutFusion(nn.Module):
     right, nothing does. Away from steep edges no weight is negative: detail is brought back or left out, never taken
     away twice. At steep edges only the raw data's is bound so: there the refined image is the sharper one, and what is
     to be taken away is the blur of the fused image. No clean image, no training, no calibration on other scans.
+
+    The Gaussian mean of :data:`LEVEL_WIDTH` pixels is that of the fused image: what is that broad is HU, and no detail.
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
@@ -217,7 +222,9 @@ class HeldOutFusion(nn.Module):
     @torch.no_grad()
     def forward(self, whole: Candidates, weights: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
         """The restored image ``(B, 1, H, W)`` of all photons, with weights ``(B, K)``."""
-        return whole.refined + (weights[:, :, None, None] * self._terms(whole, around)).sum(1, keepdim=True)
+        mixed = whole.refined + (weights[:, :, None, None] * self._terms(whole, around)).sum(1, keepdim=True)
+        # A weight that ends where its place does shifts the level: what sharpens a vessel is cut off around it.
+        return mixed + _gauss(whole.fused - mixed, LEVEL_WIDTH)
 
     def extra_repr(self) -> str:
         return (

@@ -49,11 +49,15 @@ def test_weights_that_made_the_image_are_found_in_its_noise(strengths):
     fusion, part = HeldOutFusion(strengths=strengths, least_detail=0), images()
     true = torch.rand(2, len(fusion.terms), generator=torch.Generator().manual_seed(1))
     noise = 10 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(9))
-    found = fusion.weights(part, fusion(part, true) + noise)
-    mixed = fusion(part, found) - fusion(part, true)
+    terms = fusion._terms(part)
+
+    def mixed(weights: Tensor) -> Tensor:
+        return (weights[:, :, None, None] * terms).sum(1, keepdim=True)
+
+    found = fusion.weights(part, part.refined + mixed(true) + noise)
     # The squared error of a least squares fit of K weights to M pixels is K / M of the noise's.
     share = (len(fusion.terms) + 4) / 64**2
-    assert mixed.square().mean() < 2 * share * noise.square().mean()
+    assert mixed(found - true).square().mean() < 2 * share * noise.square().mean()
 
 
 def test_the_terms_sum_to_what_parts_the_images():
@@ -107,7 +111,7 @@ def test_a_texture_that_the_refiner_lost_comes_back_where_noise_has_another_dire
     for strengths in [(), (1.0,)]:
         fusion = HeldOutFusion(strengths=(), wiener_strengths=strengths, group_strengths=())
         error[strengths] = (fusion(part, fusion.weights(part, judge)) - truth).square().mean()
-    assert error[1.0,] < 0.5 * error[()]
+    assert error[1.0,] < 0.6 * error[()]
 
 
 def test_slices_that_show_the_same_help_each_other():
@@ -141,6 +145,15 @@ def test_the_air_has_weights_of_its_own():
     assert error[air].mean().sqrt() < 2
     # Half of the texture and half of the noise: what is best for two of the same power.
     assert error[patient].mean().sqrt() == pytest.approx(20 / 2**0.5, rel=0.15)
+
+
+def test_the_level_is_that_of_the_fused_image():
+    """Whatever is brought back, and however wrong the level of the refined image is."""
+    fusion, part = HeldOutFusion(), images()
+    wrong = part._replace(low_dose=part.low_dose + 20, refined=part.refined - 30)
+    restored = fusion(wrong, torch.ones(2, len(fusion.terms)))
+    assert (restored - part.fused).std() > 10
+    torch.testing.assert_close(restored.mean((2, 3)), part.fused.mean((2, 3)), atol=1, rtol=0)
 
 
 def test_noise_of_the_parts_is_that_of_the_whole():

@@ -55,3 +55,18 @@ def test_a_method_is_measured_anew_when_its_code_changes(measuring, code, tmp_pa
     before = versions()
     code(room, "x = 2\n")
     assert {name for name, version in versions().items() if version != before[name]} == changed
+
+
+def test_peers_need_not_be_measured_anew_when_our_fusion_changes(measuring, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    names = ["nlm", "neighbor2neighbor", "noise2inverse", "restored", "supervised"]
+
+    def changed(**settings: int) -> set[str]:
+        one, other = (
+            measuring.method_versions(names, ConfigParser(content), tmp_path / "model.pt")
+            for content in ({"projection_def": 1, "fusion_def": 1}, {"projection_def": 1, "fusion_def": 1} | settings)
+        )
+        return {name for name in names if one[name] != other[name]}
+
+    assert changed(fusion_def=2) == {"restored", "supervised"}
+    assert changed(projection_def=2) == {"neighbor2neighbor", "restored", "supervised"}
