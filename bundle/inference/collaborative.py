@@ -12,6 +12,7 @@ from torch import Tensor
 from bundle.physics import in_threads
 
 from .collaborative_kernels import filter_groups
+from .wiener import gauss_matrix
 
 # Shapes in this file: B batch, H W image, R C patches down and across, S side of a patch.
 
@@ -136,12 +137,6 @@ def _variance(noise: Tensor, rows: np.ndarray, columns: np.ndarray, cosines: Ten
     size = len(cosines)
     patches = noise.unfold(0, size, 1).unfold(1, size, 1)[torch.from_numpy(rows)][:, torch.from_numpy(columns)]
     power = (cosines @ patches @ cosines.T).square().flatten(2)
-    down, across = (_gauss_matrix(length, width) for length in power.shape[:2])
+    down, across = (gauss_matrix(length, width) for length in power.shape[:2])
     power = (down @ power.flatten(1)).view_as(power)
     return torch.matmul(across, power).contiguous()
-
-
-def _gauss_matrix(length: int, width: float) -> Tensor:
-    place = torch.arange(length) / width
-    weight = torch.exp(-0.5 * (place[:, None] - place) ** 2)
-    return weight / weight.sum(1, keepdim=True)

@@ -47,26 +47,26 @@ def _find(pilots, top, left, size, radius, count, distances, places, found_dista
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _transform(group, members, size, cosines, spare):
-    """DCT of every patch of ``group`` ``(members, size * size)``, then Walsh-Hadamard across them; orthonormal."""
+def _cosine(group, members, size, matrix, spare):
+    """Turn every patch of ``group`` ``(members, size * size)`` by the matrix, its rows and its columns."""
     for m in range(members):
         for i in range(size):
             for v in range(size):
                 total = np.float32(0.0)
                 for j in range(size):
-                    total += group[m, i * size + j] * cosines[v, j]
+                    total += group[m, i * size + j] * matrix[v, j]
                 spare[i * size + v] = total
         for u in range(size):
             for v in range(size):
                 total = np.float32(0.0)
                 for i in range(size):
-                    total += spare[i * size + v] * cosines[u, i]
+                    total += spare[i * size + v] * matrix[u, i]
                 group[m, u * size + v] = total
-    _across(group, members, size)
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _across(group, members, size):
+    """Walsh-Hadamard transform across the patches, orthonormal: its own inverse."""
     half = np.float32(0.70710678)
     step = 1
     while step < members:
@@ -76,24 +76,6 @@ def _across(group, members, size):
                     one, other = group[k, p], group[k + step, p]
                     group[k, p], group[k + step, p] = half * (one + other), half * (one - other)
         step *= 2
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _transform_back(group, members, size, cosines, spare):
-    _across(group, members, size)
-    for m in range(members):
-        for u in range(size):
-            for j in range(size):
-                total = np.float32(0.0)
-                for v in range(size):
-                    total += group[m, u * size + v] * cosines[v, j]
-                spare[u * size + j] = total
-        for i in range(size):
-            for j in range(size):
-                total = np.float32(0.0)
-                for u in range(size):
-                    total += spare[u * size + j] * cosines[u, i]
-                group[m, i * size + j] = total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -123,6 +105,7 @@ def filter_groups(
     """
     size = cosines.shape[0]
     pixels = size * size
+    back = cosines.T.copy()
     for b in range(low, high):
         distances = np.empty(2 * radius + 1, np.float32)
         found_distance = np.empty(count + 1, np.float32)
@@ -142,8 +125,10 @@ def filter_groups(
                         for j in range(size):
                             group[m, i * size + j] = images[n, top + i, left + j]
                             pilot[m, i * size + j] = pilots[n, top + i, left + j]
-                _transform(group, members, size, cosines, spare)
-                _transform(pilot, members, size, cosines, spare)
+                _cosine(group, members, size, cosines, spare)
+                _across(group, members, size)
+                _cosine(pilot, members, size, cosines, spare)
+                _across(pilot, members, size)
                 passed = np.float32(1e-6)
                 for m in range(members):
                     for p in range(pixels):
@@ -154,7 +139,8 @@ def filter_groups(
                             gain = np.float32(1.0)
                         group[m, p] *= gain
                         passed += gain * gain * noise
-                _transform_back(group, members, size, cosines, spare)
+                _across(group, members, size)
+                _cosine(group, members, size, back, spare)
                 weight = 1 / passed
                 for m in range(members):
                     if places[m, 0] == 0:

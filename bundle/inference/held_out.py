@@ -96,8 +96,8 @@ class HeldOutFusion(nn.Module):
     The Gaussian mean of :data:`LEVEL_WIDTH` pixels is that of the fused image: what is that broad is HU, and no detail.
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
-    ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges,
-    where nothing is faint, are free of it.
+    ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges
+    and air, where nothing is faint, are free of it.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges, in flat places of the
     patient and in air alone, what is broad by itself and what is fine: what the refiner took away; what is left in the

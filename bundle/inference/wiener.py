@@ -100,12 +100,13 @@ def _power(spectra: Tensor) -> Tensor:
 
 def _smooth(power: Tensor, width: float) -> Tensor:
     """Mean of each frequency over neighbouring windows, weighed by a Gaussian of their distance."""
-    down, across = (_gauss_matrix(length, width).to(power) for length in power.shape[1:3])
+    down, across = (gauss_matrix(length, width).to(power) for length in power.shape[1:3])
     rows = torch.matmul(down, power.flatten(2)).view_as(power)
     return torch.matmul(across, rows.flatten(3)).view_as(power)
 
 
-def _gauss_matrix(length: int, width: float) -> Tensor:
+def gauss_matrix(length: int, width: float) -> Tensor:
+    """Weights ``(length, length)`` of a mean over neighbours, a Gaussian of their distance; rows sum to 1."""
     place = torch.arange(length) / width
     weight = torch.exp(-0.5 * (place[:, None] - place) ** 2)
     return weight / weight.sum(1, keepdim=True)
