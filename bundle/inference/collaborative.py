@@ -93,7 +93,9 @@ def collaborative_wiener(
     bands, height = _bands(rows, shape[2], size, radius)
     filtered = []
     for index in range(shape[0]):
-        slices = [(image, pilot), *around]
+        # The image itself again, as at an end of a stack, has no noise of its own to average.
+        others = [pair for pair in around if not torch.equal(pair[0][index], image[index])]
+        slices = [(image, pilot), *others]
         images, pilots = (
             np.stack([pair[k][index, 0].detach().cpu().float().numpy() for pair in slices]) for k in range(2)
         )
