@@ -74,6 +74,8 @@ class StackInferer(Inferer):
         device = next((p.device for p in network.parameters()), inputs.device)
         output: Tensor | None = None
         starts = range(0, self.num_slices, self.slices_per_batch)
+        # A lone slice has no neighbours.
+        searched = self.neighbours and self.num_slices > 1
         with tqdm(total=self.num_slices, desc="restore", unit="slice", disable=not self.progress) as bar:
             waiting: Prepared | None = None
             before: Prepared | None = None
@@ -88,7 +90,7 @@ class StackInferer(Inferer):
                     first, last = waiting.slices(slice(0, 1)), waiting.slices(slice(-1, None))
                     # At an end of the stack the slice stands for the one that is not there.
                     after = last if prepared is None else prepared.slices(slice(0, 1))
-                    around = (first if before is None else before, after) if self.neighbours else None
+                    around = (first if before is None else before, after) if searched else None
                     result = network.finish(waiting, around)
                     before = last
                     images = torch.cat([getattr(result, stage) for stage in STAGES], dim=1).transpose(0, 1).cpu()

@@ -183,7 +183,7 @@ class LowDoseRestorer(nn.Module):
         prepared = self.prepare(sinogram, geometry, incident_photons, electronic_variance)
         last = len(sinogram) - 1
         # At an end of the stack the slice stands for the one that is not there.
-        around = (prepared.slices(slice(0, 1)), prepared.slices(slice(last, None))) if adjacent else None
+        around = (prepared.slices(slice(0, 1)), prepared.slices(slice(last, None))) if adjacent and last else None
         return self.finish(prepared, around)
 
     @torch.no_grad()

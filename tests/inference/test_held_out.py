@@ -290,6 +290,14 @@ def test_a_stack_in_chunks_is_the_stack_at_once(slices_per_batch):
         torch.testing.assert_close(chunks[0, -1], whole[:, 0], atol=0.1, rtol=1e-3)
 
 
+def test_a_lone_slice_is_not_its_own_neighbour():
+    network, sinogram = restorer(refiner=Smooth(), held_out_fusion=HeldOutFusion(), geometry=GRID), scan()
+    alone = network(sinogram, None, PHOTONS)
+    assert torch.equal(network.restore(sinogram, None, PHOTONS, adjacent=True).restored, alone)
+    stack = StackInferer(1, progress=False, neighbours=True)(sinogram[None], network, incident_photons=PHOTONS)
+    assert torch.equal(stack[0, -1], alone[:, 0])
+
+
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize("name", ["strengths", "wiener_strengths", "group_strengths"])
 def test_a_strength_that_is_none_is_refused(name, strength):
