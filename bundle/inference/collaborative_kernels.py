@@ -1,4 +1,4 @@
-"""The loops of :func:`bundle.inference.collaborative_wiener`, compiled by numba; torch takes ten times as long."""
+"""The loops of :func:`bundle.inference.collaborative_wiener`, compiled by numba."""
 
 from __future__ import annotations
 
