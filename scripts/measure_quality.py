@@ -1,11 +1,13 @@
 """Measure every method on patients that training never saw, at every dose.
 
     python scripts/measure_quality.py --dataset_dir DIR
+    python scripts/measure_quality.py --dataset_dir DIR --restore_to object   # by the images that were projected
 
 Writes into --output: quality.csv (a row a slice, dose and method), quality.json (means over patients, and what they
-were measured with), quality.md, quality_rmse.png and quality_slice.png, and puts the short table into README.md.
-Scanner, windows and networks are those of configs/evaluate.json, the methods those of scripts/methods.py. Rows are
-kept in --store: a run that was stopped goes on where it was.
+were measured with), quality.md, quality_rmse.png and quality_slice.png, and puts the short table into README.md. With
+--restore_to object the files are called objects, and README stays. Scanner, windows and networks are those of
+configs/evaluate.json, the methods those of scripts/methods.py. Rows are kept in --store: a run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ from measuring import (
     settle,
     without_root,
 )
-from methods import Method, load_methods
-from quality_report import WINDOWS, Report
+from methods import METHODS, Method, load_methods
+from quality_report import REFERENCES, WINDOWS, Report
 from scipy.ndimage import find_objects, label
 from tqdm import tqdm
 
@@ -53,6 +55,9 @@ from bundle.evaluation import (
 )
 from bundle.io import replace_when_complete
 
+BACKPROJECTION = "backprojection"
+#: What the files are called, by what the reference is.
+NAMES = {BACKPROJECTION: "quality", "object": "objects"}
 DOSES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 Row = dict[str, Any]
@@ -117,7 +122,7 @@ def draw_slice(
     args: argparse.Namespace,
     windows: Mapping[str, Sequence[float]],
 ) -> bool:
-    """Write quality_slice.png, one slice by every method; False where no scan may be shown.
+    """Write the picture, one slice by every method; False where no scan may be shown.
 
     Images are kept in --store, so that a report made again needs no method to run.
     """
@@ -153,7 +158,7 @@ def draw_slice(
         f"window {args.figure_window} [{low:g}, {high:g}] HU, cut to the body; RMSE: whole slice; {args.figure_credit}",
         fontsize="small",
     )
-    with replace_when_complete(args.output / "quality_slice.png", overwrite=True) as unfinished:
+    with replace_when_complete(args.output / f"{args.name}_slice.png", overwrite=True) as unfinished:
         figure.savefig(unfinished, format="png")
     return True
 
@@ -162,7 +167,15 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, slices=2, doses=DOSES)
-    parser.add_argument("--methods", nargs="+", help="names in scripts/methods.py; default all, and only then README")
+    parser.add_argument(
+        "--methods", nargs="+", help="names in scripts/methods.py; default all that aim at the reference"
+    )
+    parser.add_argument(
+        "--restore_to",
+        default=BACKPROJECTION,
+        choices=tuple(REFERENCES),
+        help="what the reference is, and what is restored to; README shows the first",
+    )
     parser.add_argument("--figure_case", default="*lidc*", help="scan (pattern) that may be shown: an open licence")
     parser.add_argument("--figure_credit", default="LIDC-IDRI, The Cancer Imaging Archive, CC BY 3.0")
     parser.add_argument("--figure_dose", type=float, default=0.1)
@@ -171,16 +184,19 @@ def main() -> None:
     args = settle(parser.parse_args())
 
     config = load_config(args)
+    config["restore_to"] = args.restore_to
+    args.name = NAMES[args.restore_to]
     windows = {name: config["windows"][name] for name in WINDOWS}
-    methods = load_methods(config, args.weights, args.methods)
+    # Restored to the object is what "restored" is where that is the reference, and off the mark where it is not.
+    methods = load_methods(config, args.weights, args.methods or [name for name in METHODS if name != "object"])
     versions = method_versions(list(methods), config, args.weights)
     stacks = load_stacks(args, config)
     rows = measure(methods, versions, stacks, args, RowStore(args.store / "quality.jsonl"), windows)
     report = Report(rows, methods, windows, args.doses)
-    report.plot(args.output / "quality_rmse.png")
+    report.plot(args.output / f"{args.name}_rmse.png")
     figure = draw_slice(methods, versions, stacks, args, windows)
-    (args.output / "quality.md").write_text(report.page(args, figure), encoding="utf-8")
-    write_csv(args.output / "quality.csv", [plain(row) for row in rows], overwrite=True)
+    (args.output / f"{args.name}.md").write_text(report.page(args, figure), encoding="utf-8")
+    write_csv(args.output / f"{args.name}.csv", [plain(row) for row in rows], overwrite=True)
     content = {
         "methods": {
             name: {
@@ -196,15 +212,15 @@ def main() -> None:
         "code": sorted({row["code"] for row in rows}),
         "summary": rounded(report.summary()),
     }
-    write_json(args.output / "quality.json", content, overwrite=True)
-    if not args.quick and args.methods is None:
+    write_json(args.output / f"{args.name}.json", content, overwrite=True)
+    if not args.quick and args.methods is None and args.restore_to == BACKPROJECTION:
         insert_between_markers(args.readme, "results", report.short())
     print(f"{len(rows)} rows; written to {args.output}")
     for line in [*report.skipped(), say_codes(rows)]:
         if line:
             print(line)
     if not figure:
-        print(f"quality_slice.png: skipped, no scan is called {args.figure_case}")
+        print(f"{args.name}_slice.png: skipped, no scan is called {args.figure_case}")
 
 
 if __name__ == "__main__":

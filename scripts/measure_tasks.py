@@ -50,7 +50,7 @@ from bundle.physics import (
 DOSES = (0.05, 0.1, 0.25, 1.0)
 TASK_DOSES = (0.1, 0.25)
 #: Methods of the tasks, which need hundreds of scans: ours, and the peers that take little time.
-TASK_METHODS = ("fbp_ram-lak", "fbp_hann", "nlm", "tv", "prior", "fused", "restored")
+TASK_METHODS = ("fbp_ram-lak", "fbp_hann", "nlm", "tv", "prior", "fused", "restored", "object")
 #: Middle of the image that the disc phantoms of 200 mm are seen on, and cells that see all of the disc.
 SIZE, CELLS = 256, 224
 #: Sides of the regions that the observer is shown, and that noise power is measured on, pixels.

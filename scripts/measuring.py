@@ -25,7 +25,7 @@ from bundle.peers import Scan  # noqa: E402
 from bundle.physics import FanBeamGeometry  # noqa: E402
 
 #: What a simulated scan follows from, beside the image.
-SETTINGS = ("geometry", "photons", "electronic_variance", "mu_water", "seed", "windows")
+SETTINGS = ("geometry", "photons", "electronic_variance", "mu_water", "seed", "windows", "restore_to")
 #: Methods that take five seconds or more a slice and are no part of a quick run.
 SLOW = ("bm3d", "zs_n2n")
 #: Rooms of bundle/ whose code makes the images of our methods, and those of the others.
@@ -155,7 +155,7 @@ def method_versions(names: Sequence[str], config: ConfigParser, weights: Path) -
     for name in names:
         group = METHODS[name][1]
         if group == "ours":
-            parts = [weights, networks]
+            parts = [weights, networks, config["restore_to"]]
         elif name in TUNED:
             parts = [repr([(row["noise_hu"], row["chosen"].get(name)) for row in tuned])]
         else:

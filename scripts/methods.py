@@ -54,6 +54,7 @@ METHODS = {
     "prior": ("prior (stage 1, FBP)", "ours"),
     "fused": ("fused", "ours"),
     "restored": ("restored", "ours"),
+    "object": ("restored to the object", "ours"),
     "supervised": ("supervised twin of stages 2 and 3", "supervised"),
 }
 
@@ -148,6 +149,8 @@ class _Builder:
             )
         if name == "supervised":
             return StagedPeer(self._restorer(self._peer_file("supervised"))).stage("restored")
+        if name == "object":
+            return StagedPeer(self._restorer(self.weights, restore_to="object")).stage("restored")
         return self._own.stage(name)
 
     def tuned(self, name: str) -> TunedPeer:
@@ -167,10 +170,12 @@ class _Builder:
     def _own(self) -> StagedPeer:
         return StagedPeer(self._restorer(self.weights))
 
-    def _restorer(self, weights: str | Path | None) -> torch.nn.Module:
+    def _restorer(self, weights: str | Path | None, **settings: str) -> torch.nn.Module:
+        if weights is not None:
+            settings["weights"] = str(weights)
         # The whole entry, not network_def alone: an override may change what becomes of it.
         try:
-            return self._parsed("network", {} if weights is None else {"weights": str(weights)})
+            return self._parsed("network", settings)
         except Exception as error:
             raise _Missing(_first_cause(error)) from error
 

@@ -28,6 +28,11 @@ README_METHODS = ("fbp_ram-lak", "fbp_hann"), ("prior", "restored", "supervised"
 WINDOWS = ("abdomen", "chest", "full")
 #: The method that is held against the others.
 OURS = "restored"
+#: What the reference of each kind is (``reference_of`` of :class:`bundle.transforms.SimulateScand`).
+REFERENCES = {
+    "backprojection": "Ram-Lak FBP of the noise-free line integrals",
+    "object": "the image that was projected, not its FBP; what is restored is restored to the object",
+}
 #: Peers that ours must beat, by group.
 PEER_GROUPS = ("classical", "self-supervised")
 #: How the plot tells kinds of methods apart.
@@ -167,7 +172,7 @@ class Report:
             name for name in dict.fromkeys((*README_METHODS[0], *peers, *README_METHODS[1])) if name in self.measured
         ]
         lines = [
-            f"{self.n()}; reference: Ram-Lak FBP of the noise-free line integrals. Mean over patients, in brackets "
+            f"{self.n()}; reference: {REFERENCES['backprojection']}. Mean over patients, in brackets "
             "lowest and highest. Of the classical and self-supervised peers those are shown that are the best of their "
             "kind, or the hardest to beat for a patient at a dose; all methods, "
             "doses and metrics, and which peers were skipped: [docs/results/quality.md](docs/results/quality.md).",
@@ -188,17 +193,17 @@ class Report:
     def page(self, args: argparse.Namespace, figure: bool) -> str:
         """quality.md."""
         lines = [
-            "# Quality",
+            "# Quality" if args.restore_to == "backprojection" else "# Quality, measured by the object",
             "",
             f"{self.n()}; every slice is scanned in simulation at each dose, with the scanner and the noise of "
-            "`configs/evaluate.json`. Reference: Ram-Lak FBP of the noise-free line integrals. Numbers are means over "
+            f"`configs/evaluate.json`. Reference: {REFERENCES[args.restore_to]}. Numbers are means over "
             "patients, a patient's being the mean over slices; in brackets the lowest and the highest patient.",
             "",
             "Where each is measured:",
             "",
             *(f"- `{columns}`: {where}" for columns, where in MASKS.items()),
             "",
-            "Written by `scripts/measure_quality.py`; every slice's row is in quality.csv.",
+            f"Written by `scripts/measure_quality.py`; every slice's row is in {args.name}.csv.",
             "",
             "## Methods",
             "",
@@ -211,12 +216,12 @@ class Report:
             ),
         ]
         lines += ["", *(f"- {line}" for line in self.skipped())] if self.skipped() else []
-        lines += ["", "![RMSE against dose](quality_rmse.png)"]
+        lines += ["", f"![RMSE against dose]({args.name}_rmse.png)"]
         if figure:
             low, high = self.windows[args.figure_window]
             lines += [
                 "",
-                f"![One slice by every method at {args.figure_dose:.0%} dose](quality_slice.png)",
+                f"![One slice by every method at {args.figure_dose:.0%} dose]({args.name}_slice.png)",
                 "",
                 f"One slice at {args.figure_dose:.0%} dose, window {args.figure_window} [{low:g}, {high:g}] HU. "
                 f"Image: {args.figure_credit}.",

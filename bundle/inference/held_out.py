@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,6 +107,10 @@ class HeldOutFusion(nn.Module):
     stands out of the noise of its place and direction. All take the refined image as a guide alone, so they find in the
     raw data what no network has seen in training.
 
+    All this restores what the backprojection of this scan would show without noise, with the blur, the ringing and the
+    aliasing of its cells and its filter: those are the same in every part of the photons, and held-out photons take
+    them for the patient. :meth:`of_object` takes them out, too.
+
     Args:
         fraction: share of the photons that the weights are measured with; the rest judges.
         seed: of the parting.
@@ -200,12 +204,58 @@ class HeldOutFusion(nn.Module):
 
         ``around`` holds the same part of the slices above, and of those below.
         """
+        return self._fitted(part.refined, self._terms(part, around), held_out, self._bounds())
+
+    @torch.no_grad()
+    def forward(self, whole: Candidates, weights: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
+        """The restored image ``(B, 1, H, W)`` of all photons, with weights ``(B, K)``."""
+        return _mixed(whole, self._terms(whole, around), weights)
+
+    @torch.no_grad()
+    def of_object(
+        self,
+        whole: Candidates,
+        part: Candidates,
+        held_out: Tensor,
+        reproject: Callable[[Tensor], Tensor],
+        around: tuple[Sequence[Candidates], Sequence[Candidates]] = ((), ()),
+    ) -> Tensor:
+        """The object instead of its backprojection: the error of the backprojection is taken out, to first order.
+
+        What the backprojection makes of the restored image, less that image, is nearly what it made of the object, less
+        the object. The judge is relieved of it, and it is one more term, whose one weight for all places the relieved
+        judge finds::
+
+            e = B A x - x,    restored = refined + sum_k w_k t_k - w e,    judge: o - e'
+
+        Once: what backprojection took away altogether does not come back by doing it again, and noise would.
+
+        Args:
+            whole: candidates of all photons.
+            part: those of the larger part.
+            held_out: backprojection of the other, ``(B, 1, H, W)``.
+            reproject: ``B A``, an image ``(B, 1, H, W)`` projected and backprojected without noise, all in HU.
+            around: slices above and below of ``whole``, and of ``part``.
+
+        Source: this project's; one step of van Cittert, Z. Phys. 69, 1931, with a judge for the length of the step.
+        """
+        terms, judged = (self._terms(*pair) for pair in zip((whole, part), around))
+        weights = self._fitted(part.refined, judged, held_out, self._bounds())
+        error, judged_error = (
+            reproject(image) - image for image in (_mixed(whole, terms, weights), _mixed(part, judged, weights))
+        )
+        weights = self._fitted(
+            part.refined, torch.cat([judged, -judged_error], 1), held_out - judged_error, [*self._bounds(), 0.0]
+        )
+        return _mixed(whole, torch.cat([terms, -error], 1), weights)
+
+    def _fitted(self, refined: Tensor, terms: Tensor, held_out: Tensor, bounds: Sequence[float]) -> Tensor:
+        """Weights ``(B, K)`` of ``terms`` ``(B, K, H, W)``, none below its bound."""
         # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
-        terms = torch.cat([self._terms(part, around), _places(part.refined)], dim=1)
-        count = len(self.terms)
-        least = torch.tensor([self._least_weight(term) for term in self.terms])
-        bounds = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
-        body = (_gauss(part.refined, 3.0) > AIR_HU).sum((1, 2, 3))
+        designs = torch.cat([terms, _places(refined)], dim=1)
+        least = torch.tensor(bounds)
+        free = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
+        body = (_gauss(refined, 3.0) > AIR_HU).sum((1, 2, 3))
         smooth = _gauss(held_out, 3.0)
         noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
         weights = []
@@ -214,17 +264,13 @@ class HeldOutFusion(nn.Module):
                 weights.append(least.clamp_min(0).to(held_out))
                 continue
             scale = 1 / noise[index].flatten().double()
-            design = terms[index].flatten(1).double() * scale
-            aim = (held_out - part.refined)[index].flatten().double() * scale
-            weights.append(_least_squares(design, aim, bounds)[:count].to(held_out))
+            design = designs[index].flatten(1).double() * scale
+            aim = (held_out - refined)[index].flatten().double() * scale
+            weights.append(_least_squares(design, aim, free)[: len(least)].to(held_out))
         return torch.stack(weights)
 
-    @torch.no_grad()
-    def forward(self, whole: Candidates, weights: Tensor, around: Sequence[Candidates] = ()) -> Tensor:
-        """The restored image ``(B, 1, H, W)`` of all photons, with weights ``(B, K)``."""
-        mixed = whole.refined + (weights[:, :, None, None] * self._terms(whole, around)).sum(1, keepdim=True)
-        # A weight that ends where its place does shifts the level: what sharpens a vessel is cut off around it.
-        return mixed + _gauss(whole.fused - mixed, LEVEL_WIDTH)
+    def _bounds(self) -> list[float]:
+        return [self._least_weight(term) for term in self.terms]
 
     def extra_repr(self) -> str:
         return (
@@ -262,6 +308,12 @@ class HeldOutFusion(nn.Module):
             parts += _coarse_and_fine(grouped - refined)
         places = _places(refined)
         return torch.cat([part * places for part in parts], dim=1)
+
+
+def _mixed(candidates: Candidates, terms: Tensor, weights: Tensor) -> Tensor:
+    mixed = candidates.refined + (weights[:, :, None, None] * terms).sum(1, keepdim=True)
+    # A weight that ends where its place does shifts the level: what sharpens a vessel is cut off around it.
+    return mixed + _gauss(candidates.fused - mixed, LEVEL_WIDTH)
 
 
 def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:

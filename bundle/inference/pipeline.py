@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from bundle.physics import (
     MU_WATER,
     RAMP_WINDOWS,
     FanBeamGeometry,
+    FanBeamProjector,
     FilteredBackprojection,
     attenuation_to_hu,
     log_bias,
@@ -24,6 +26,9 @@ from .held_out import Candidates
 # Shapes in this file: B batch, V views, D detector cells, H W image.
 
 FUSION_ORDERS = ("before", "after")
+
+#: What the restored image is an image of.
+RESTORE_TO = ("backprojection", "object")
 
 #: How many geometries keep their operator; a folder of measured scans may bring one each.
 KEPT_OPERATORS = 4
@@ -56,6 +61,7 @@ class Prepared(NamedTuple):
         whole: candidates of all photons.
         part: those of the larger part, where photons are held out.
         held_out: backprojection of the held-out photons, ``(B, 1, H, W)`` in HU.
+        geometry: of the scan.
         seconds: as in :class:`Restoration`.
     """
 
@@ -63,6 +69,7 @@ class Prepared(NamedTuple):
     whole: Candidates
     part: Candidates | None
     held_out: Tensor | None
+    geometry: FanBeamGeometry
     seconds: dict[str, float]
 
     def slices(self, index: slice) -> Prepared:
@@ -72,7 +79,12 @@ class Prepared(NamedTuple):
             for images in (self.whole, self.part)
         )
         held_out = None if self.held_out is None else self.held_out[index]
-        return Prepared(self.fbp[index], whole, part, held_out, {})
+        return self._replace(fbp=self.fbp[index], whole=whole, part=part, held_out=held_out, seconds={})
+
+
+class _Operators(NamedTuple):
+    backproject: FilteredBackprojection
+    project: FanBeamProjector
 
 
 class LowDoseRestorer(nn.Module):
@@ -100,12 +112,17 @@ class LowDoseRestorer(nn.Module):
             the incident photons are known; each scan is then restored twice. None: never.
         level_width: standard deviation in pixels of the Gaussian mean that the refiner may not change: what is that
             broad is not noise but HU. 0: as the refiner says, as in the paper.
+        restore_to: ``backprojection``: the restored image is what ``x_ld`` would be without noise, with its blur and
+            its ringing, as a normal-dose FBP has them. ``object``: the backprojection's own error is taken out to first
+            order, too (:meth:`bundle.inference.HeldOutFusion.of_object`; with a weight of 1 where no photons are held
+            out), for a projection and a backprojection more each.
         backend: of the backprojection, see :class:`bundle.physics.FanBeamProjector`.
         electronic_variance: of the detector, photons squared, where a scan does not say; counts where the incident
             photons are known.
 
     Raises:
-        ValueError: an unknown ``window`` or ``fusion_order``, a ``geometry`` that is none, a negative ``level_width``.
+        ValueError: an unknown ``window``, ``fusion_order`` or ``restore_to``, a ``geometry`` that is none, a negative
+            ``level_width``.
 
     Source: EGenDiff, arXiv 2509.23885, test-time pipeline.
     """
@@ -122,12 +139,15 @@ class LowDoseRestorer(nn.Module):
         output_fusion: nn.Module | None = None,
         held_out_fusion: nn.Module | None = None,
         level_width: float = 8.0,
+        restore_to: str = "backprojection",
         backend: str = "auto",
         electronic_variance: float = 0.0,
     ) -> None:
         super().__init__()
         if fusion_order not in FUSION_ORDERS:
             raise ValueError(f"fusion_order must be one of {FUSION_ORDERS}, got {fusion_order!r}")
+        if restore_to not in RESTORE_TO:
+            raise ValueError(f"restore_to must be one of {RESTORE_TO}, got {restore_to!r}")
         if window not in RAMP_WINDOWS:
             raise ValueError(f"window must be one of {tuple(RAMP_WINDOWS)}, got {window!r}")
         self.projection = projection
@@ -142,10 +162,11 @@ class LowDoseRestorer(nn.Module):
         self.window = window
         self.mu_water = mu_water
         self.fusion_order = fusion_order
+        self.restore_to = restore_to
         self.backend = backend
         self.electronic_variance = float(electronic_variance)
         # A plain dict, so that no operator becomes a submodule: its tables must not enter the state dict.
-        self._operators: dict[tuple[FanBeamGeometry, torch.device], FilteredBackprojection] = {}
+        self._operators: dict[tuple[FanBeamGeometry, torch.device], _Operators] = {}
 
     def forward(
         self,
@@ -213,7 +234,7 @@ class LowDoseRestorer(nn.Module):
             part, held_out, noise = self._parted(sinogram, geometry, incident_photons, variance)
             whole = whole._replace(noise=noise)
         clock.stop("restored")
-        return Prepared(fbp, whole, part, held_out, clock.seconds)
+        return Prepared(fbp, whole, part, held_out, geometry, clock.seconds)
 
     @torch.no_grad()
     def finish(self, prepared: Prepared, around: tuple[Prepared, Prepared] | None = None) -> Restoration:
@@ -223,13 +244,21 @@ class LowDoseRestorer(nn.Module):
         """
         clock = _Clock(prepared.fbp.device)
         low_dose, prior, fused, refined, _ = prepared.whole
+        to_object = self.restore_to == "object"
+        reproject = partial(self._reproject, geometry=prepared.geometry)
         if prepared.part is not None:
-            weights = self.held_out_fusion.weights(prepared.part, prepared.held_out, _around(prepared, around, "part"))
-            restored = self.held_out_fusion(prepared.whole, weights, _around(prepared, around, "whole"))
+            fuse, part, held_out = self.held_out_fusion, prepared.part, prepared.held_out
+            of_whole, of_part = (_around(prepared, around, which) for which in ("whole", "part"))
+            if to_object:
+                restored = fuse.of_object(prepared.whole, part, held_out, reproject, (of_whole, of_part))
+            else:
+                restored = fuse(prepared.whole, fuse.weights(part, held_out, of_part), of_whole)
         elif self.output_fusion is not None:
             restored = self.output_fusion(low_dose, refined, fused)
         else:
             restored = refined
+        if to_object and prepared.part is None:
+            restored = 2 * restored - reproject(restored)
         clock.stop("restored")
         seconds = {**prepared.seconds, "restored": prepared.seconds.get("restored", 0.0) + clock.seconds["restored"]}
         return Restoration(prepared.fbp, prior, fused, restored, seconds)
@@ -290,12 +319,24 @@ class LowDoseRestorer(nn.Module):
         return refined + separable_filtering(image - refined, [gauss, gauss], mode="replicate")
 
     def _reconstruct(self, sinogram: Tensor, geometry: FanBeamGeometry) -> Tensor:
-        key = geometry, sinogram.device
+        return attenuation_to_hu(self._operators_of(geometry, sinogram.device).backproject(sinogram), self.mu_water)
+
+    def _reproject(self, image: Tensor, geometry: FanBeamGeometry) -> Tensor:
+        """What the backprojection makes of the image's own projections, in HU."""
+        # Linear, unlike hu_to_attenuation: noise below -1000 HU has its mean there, and without it air would be bright.
+        attenuation = (image / 1000 + 1) * self.mu_water
+        return self._reconstruct(self._operators_of(geometry, image.device).project(attenuation), geometry)
+
+    def _operators_of(self, geometry: FanBeamGeometry, device: torch.device) -> _Operators:
+        key = geometry, device
         if key not in self._operators:
             if len(self._operators) >= KEPT_OPERATORS:
                 self._operators.pop(next(iter(self._operators)))
-            self._operators[key] = FilteredBackprojection(geometry, self.window, self.backend).to(sinogram.device)
-        return attenuation_to_hu(self._operators[key](sinogram), self.mu_water)
+            self._operators[key] = _Operators(
+                FilteredBackprojection(geometry, self.window, self.backend).to(device),
+                FanBeamProjector(geometry, self.backend).to(device),
+            )
+        return self._operators[key]
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles build their own operators.

@@ -24,6 +24,9 @@ from bundle.physics import (
 
 from .operators import filtered_backprojection, in_batches, projector
 
+#: What a reference image shows.
+REFERENCES = ("backprojection", "object")
+
 
 class SimulateScand(Transform):
     """Project ``image_hu`` and add the noise of a low dose: gives ``sinogram`` and ``geometry``.
@@ -31,9 +34,9 @@ class SimulateScand(Transform):
     Works on one slice, ``image_hu`` ``(1, H, W)`` to ``sinogram`` ``(1, V, D)`` with ``slice`` an int, and on a stack,
     ``(1, S, H, W)`` to ``(1, S, V, D)`` with ``slice`` ``(S,)``. The image grid is the image's own (its shape and
     ``pixel_size``), the scanner stays. Adds ``dose``, ``incident_photons`` (``photons * dose``, a ray) and
-    ``electronic_variance``, and with ``reference`` the normal-dose image of the same geometry: the Ram-Lak FBP of the
-    noise-free line integrals, HU, in the shape of the image. Neither the noise-free line integrals nor ``image_hu``
-    stay in the item.
+    ``electronic_variance``, and with ``reference`` what a restored image is measured by, HU, in the shape of the
+    image: the Ram-Lak FBP of the noise-free line integrals, or the image that was projected. Neither the noise-free
+    line integrals nor ``image_hu`` stay in the item.
 
     The noise belongs to (``seed``, ``name``, slice, dose): the same slice has the same noise in every epoch, worker
     and order. Items without ``image_hu``, such as a measured ``sinogram``, pass through.
@@ -46,12 +49,14 @@ class SimulateScand(Transform):
         seed: of the noise.
         slices_per_batch: how many slices of a stack are projected at a time.
         reference: whether to add ``reference``.
+        reference_of: what it shows: the ``backprojection`` without noise, or the ``object``, the image itself.
         device: where to project and reconstruct; the noise is always drawn on the CPU, so it is the same everywhere.
         mu_water: attenuation of water, 1/mm.
         backend: of projection and backprojection, see :class:`bundle.physics.FanBeamProjector`.
 
     Raises:
-        ValueError: a dose or photon number that is not positive, ``image_hu`` of another rank.
+        ValueError: a dose or photon number that is not positive, an unknown ``reference_of``, ``image_hu`` of another
+            rank.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class SimulateScand(Transform):
         seed: int = 0,
         slices_per_batch: int = 8,
         reference: bool = True,
+        reference_of: str = "backprojection",
         device: torch.device | str = "cpu",
         mu_water: float = MU_WATER,
         backend: str = "auto",
@@ -71,6 +77,8 @@ class SimulateScand(Transform):
         _positive("dose", dose)
         if slices_per_batch < 1:
             raise ValueError(f"slices_per_batch must be at least 1, got {slices_per_batch}")
+        if reference_of not in REFERENCES:
+            raise ValueError(f"reference_of must be one of {REFERENCES}, got {reference_of!r}")
         self.geometry = geometry
         self.photons = photons
         self.electronic_variance = electronic_variance
@@ -78,6 +86,7 @@ class SimulateScand(Transform):
         self.seed = seed
         self.slices_per_batch = slices_per_batch
         self.reference = reference
+        self.reference_of = reference_of
         self.device = device
         self.mu_water = mu_water
         self.backend = backend
@@ -102,7 +111,10 @@ class SimulateScand(Transform):
             self.slices_per_batch,
             self.device,
         )
-        if self.reference:
+        if self.reference and self.reference_of == "object":
+            # As it was projected: there is no matter below -1000 HU.
+            item["reference"] = image_hu.clamp_min(-1000)
+        elif self.reference:
             reconstruct = filtered_backprojection(geometry, "ram-lak", self.backend)
             reference = in_batches(reconstruct, clean, self.slices_per_batch, self.device)
             item["reference"] = attenuation_to_hu(reference, self.mu_water).reshape(image_hu.shape)

@@ -147,6 +147,28 @@ def test_the_air_has_weights_of_its_own():
     assert error[patient].mean().sqrt() == pytest.approx(20 / 2**0.5, rel=0.15)
 
 
+def test_the_error_of_the_backprojection_is_taken_out_where_the_object_is_asked_for():
+    """What the photons show is blurred; nothing but blurring the result once more says so."""
+    x, y = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    disc = ((x - 64) ** 2 + (y - 64) ** 2 < 40**2).view(1, 1, 128, 128)
+    squares = ((x // 16 + y // 16) % 2).view(1, 1, 128, 128) * 100
+    truth = _gauss(torch.where(disc, squares, -1000.0), 1.0)
+    shown = _gauss(truth, 1.5)
+    noises = [10 * torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    whole, part = (Candidates(shown + n, shown, shown, shown, n) for n in noises[:2])
+    judge = shown + noises[2]
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+
+    def error(image: Tensor) -> Tensor:
+        return (image - truth).square().mean().sqrt()
+
+    seen = fusion(whole, fusion.weights(part, judge))
+    restored = fusion.of_object(whole, part, judge, lambda image: _gauss(image, 1.5))
+    # One step leaves the square of the blur's deficit.
+    assert error(restored) < 0.7 * error(seen)
+    torch.testing.assert_close(fusion.of_object(whole, part, judge, lambda image: image), seen, rtol=1e-4, atol=0.01)
+
+
 def test_the_level_is_that_of_the_fused_image():
     """Whatever is brought back, and however wrong the level of the refined image is."""
     fusion, part = HeldOutFusion(), images()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.inference import SelfCorrectingFusion
+from bundle.inference import HeldOutFusion, SelfCorrectingFusion
 from bundle.physics import (
     FanBeamProjector,
     FilteredBackprojection,
@@ -63,6 +63,34 @@ def test_output_fusion_weighs_the_fused_image_against_the_refined_one_by_the_noi
     weight = output_fusion.weight(result.fbp, refined)
     torch.testing.assert_close(result.restored, weight * result.fused + (1 - weight) * refined)
     assert "output_fusion.noise_scale" in network.state_dict()
+
+
+@pytest.mark.parametrize("photons", [None, 1e9])
+def test_restored_to_the_object_is_nearer_to_it_than_the_backprojection_without_noise(photons):
+    geometry = SCANNER.with_grid((96, 96), 350 / 96)
+    x, y = (torch.from_numpy(c) for c in geometry.pixel_coordinates())
+    # An edge that the cells can show: 14 mm each in the middle.
+    disc = 1000 * torch.sigmoid((120 - torch.hypot(x[None], y[:, None])) / 8).float()[None, None] - 1000
+    clean = FanBeamProjector(geometry)(hu_to_attenuation(disc))
+    parts = {"projection": Unchanged(), "refiner": Unchanged(), "geometry": geometry}
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+    result, changed = (
+        restorer(**parts, held_out_fusion=fusion, restore_to=aim).restore(clean, None, photons)
+        for aim in ("backprojection", "object")
+    )
+    error = [(image - disc).square().mean().sqrt() for image in (result.restored, changed.restored)]
+    assert error[1] < 0.8 * error[0]
+    torch.testing.assert_close(changed.fused, result.fused)
+    if photons is None:
+        again = FilteredBackprojection(geometry)(FanBeamProjector(geometry)((result.restored / 1000 + 1) * 0.0192))
+        torch.testing.assert_close(
+            changed.restored, 2 * result.restored - attenuation_to_hu(again), rtol=1e-4, atol=0.05
+        )
+
+
+def test_what_is_restored_to_has_a_name():
+    with pytest.raises(ValueError, match="restore_to must be one of .*'objekt'"):
+        restorer(restore_to="objekt")
 
 
 def test_networks_that_change_nothing_leave_the_fbp():

@@ -73,7 +73,9 @@ def test_a_skipped_method_is_listed_with_its_reason(report):
 
 
 def test_the_page_has_every_table_its_windows_and_its_masks(report):
-    page = report.page(SimpleNamespace(figure_window="abdomen", figure_dose=0.1, figure_credit="phantom"), True)
+    asked = {"figure_window": "abdomen", "figure_dose": 0.1, "figure_credit": "phantom"}
+    page = report.page(SimpleNamespace(restore_to="object", name="objects", **asked), True)
+    assert "measured by the object" in page and "(objects_rmse.png)" in page and "objects.csv" in page
     for part in ("## HU bias, soft tissue", "reference under a Gaussian", "[-150, 250] HU", "phantom", "N2N"):
         assert part in page
 

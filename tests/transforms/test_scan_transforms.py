@@ -84,6 +84,13 @@ def test_reference_is_the_fbp_of_the_clean_line_integrals(stack, simulate, geome
     assert "reference" not in simulate(reference=False)(stack)
 
 
+def test_reference_can_be_the_object_itself(stack, simulate):
+    reference = simulate(reference_of="object")(stack)["reference"]
+    assert torch.equal(reference, stack["image_hu"].clamp_min(-1000))
+    with pytest.raises(ValueError, match="reference_of must be one of .*'fbp'"):
+        simulate(reference_of="fbp")
+
+
 def test_nothing_clean_but_the_reference_stays_in_the_item(stack, simulate, geometry):
     item = simulate(reference=False)(stack)
     clean, _ = clean_sinogram(stack["image_hu"][0], 3.0, geometry)
