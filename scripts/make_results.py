@@ -30,6 +30,12 @@ SCRIPTS = ROOT / "scripts"
 DOCS = ROOT / "docs"
 QUICK = ROOT / "output" / "quick"
 
+#: What is measured by the object: doses, ours, and peers that take seconds.
+OBJECTS = (
+    *("--doses", "0.05", "0.1", "0.25", "1.0"),
+    *("--methods", "fbp_ram-lak", "fbp_hann", "nlm", "tv", "bm3d", "prior", "restored"),
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -97,6 +103,13 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
             "every method at every dose",
             "docs/results/quality.md",
             [script("measure_quality.py", *(test or []), *weights, *shared)],
+            skipped=no_test,
+        ),
+        Part(
+            "objects",
+            "the same by the images that were projected",
+            "docs/results/objects.md",
+            [script("measure_quality.py", *(test or []), "--restore_to", "object", *OBJECTS, *weights, *shared)],
             skipped=no_test,
         ),
         Part(

@@ -78,8 +78,10 @@ class _CaseHandler:
         overwrite: bool,
         windows: Mapping[str, Sequence[float]],
         window: str,
+        restored_to: str,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.restored_to = restored_to
         self.overwrite = overwrite
         self.windows = checked_windows(windows)
         if window not in self.windows:
@@ -134,9 +136,9 @@ class RestorationWriter(_CaseHandler):
     For every case ``<name>_restored.nii.gz`` (HU, in the frame of the scan) and ``<name>_panel.png``; at the end
     ``metrics.json``, and a table on the screen. ``metrics.json`` holds, by stage, the mean over the cases of each
     metric (see :func:`~bundle.evaluation.score_slices`; ``psnr`` and ``ssim`` are those of ``window``), ``seconds`` a
-    slice by stage, ``window``, ``windows``, ``masks``, ``dose``, ``n``, ``alarm_limits``, and ``cases`` with the rows
-    of every slice, the incident photons and whether they were estimated, and ``alarms``: why a case should not be
-    trusted (see :func:`~bundle.evaluation.check_restoration`). The log has the alarms, too.
+    slice by stage, ``restored_to``, ``window``, ``windows``, ``masks``, ``dose``, ``n``, ``alarm_limits``, and
+    ``cases`` with the rows of every slice, the incident photons and whether they were estimated, and ``alarms``: why a
+    case should not be trusted (see :func:`~bundle.evaluation.check_restoration`). The log has the alarms, too.
 
     Args:
         output_dir: folder, made when missing.
@@ -144,6 +146,7 @@ class RestorationWriter(_CaseHandler):
         window: name of the main window, for panel, table, ``psnr`` and ``ssim``.
         windows: low and high in HU by name.
         write_nifti: ``(image_hu, like, path, overwrite=...)``, as :func:`bundle.io.write_nifti`.
+        restored_to: what restored images and references are images of, ``backprojection`` or ``object``; written down.
 
     Raises:
         ValueError: names the output that exists, or the window that is none.
@@ -156,8 +159,9 @@ class RestorationWriter(_CaseHandler):
         window: str = "abdomen",
         windows: Mapping[str, Sequence[float]] = WINDOWS,
         write_nifti: Callable[..., Any] = write_nifti,
+        restored_to: str = "backprojection",
     ) -> None:
-        super().__init__(output_dir, overwrite, windows, window)
+        super().__init__(output_dir, overwrite, windows, window, restored_to)
         self.write_nifti = write_nifti
         self._begin()
 
@@ -226,6 +230,7 @@ class RestorationWriter(_CaseHandler):
             **means,
             "seconds": {**seconds, "total": sum(seconds.values())},
             "seconds_per": "slice",
+            "restored_to": self.restored_to,
             "window": self.window,
             "windows": self.windows,
             "masks": dict(MASKS),
@@ -266,13 +271,15 @@ class DoseReport(_CaseHandler):
     ``metrics.csv``: one row a case, dose and stage: ``case, patient, dose, stage, n`` (slices) and ``windows`` (with
     their ranges), then each metric's mean over the slices. ``metrics.json``: ``rows`` (the same), ``summary`` (by dose,
     then stage: mean and std over patients of each metric, a patient's value being the mean over their cases; ``n``
-    patients), ``window``, ``windows``, ``masks``. Both are written at the end, so a run that fails leaves neither.
+    patients), ``restored_to``, ``window``, ``windows``, ``masks``. Both are written at the end, so a run that fails
+    leaves neither.
 
     Args:
         output_dir: folder, made when missing.
         overwrite: replace the files of an earlier run; otherwise they stop the run before it starts.
         window: name of the main window, for the table on the screen.
         windows: low and high in HU by name.
+        restored_to: as in :class:`RestorationWriter`.
 
     Raises:
         ValueError: names the output that exists, the window that is none, or the case without a reference or dose.
@@ -284,8 +291,9 @@ class DoseReport(_CaseHandler):
         overwrite: bool = False,
         window: str = "abdomen",
         windows: Mapping[str, Sequence[float]] = WINDOWS,
+        restored_to: str = "backprojection",
     ) -> None:
-        super().__init__(output_dir, overwrite, windows, window)
+        super().__init__(output_dir, overwrite, windows, window, restored_to)
         self._begin()
 
     def _outputs(self, names: Sequence[str]) -> list[Path]:
@@ -307,7 +315,7 @@ class DoseReport(_CaseHandler):
         csv_path, json_path = self._outputs([])
         refuse_existing([csv_path, json_path], self.overwrite)
         content = {"rows": self._rows, "summary": summary, "window": self.window, "windows": self.windows}
-        content["masks"] = dict(MASKS)
+        content |= {"masks": dict(MASKS), "restored_to": self.restored_to}
         write_csv(csv_path, self._rows, self.overwrite)
         write_json(json_path, content, self.overwrite)
         columns = ["rmse_hu", f"psnr_{self.window}", f"ssim_{self.window}", "hu_bias", "noise_hu"]

@@ -244,16 +244,23 @@ class HeldOutFusion(nn.Module):
         error, judged_error = (
             reproject(image) - image for image in (_mixed(whole, terms, weights), _mixed(part, judged, weights))
         )
+        # A whole step where too little is seen to judge it.
         weights = self._fitted(
-            part.refined, torch.cat([judged, -judged_error], 1), held_out - judged_error, [*self._bounds(), 0.0]
+            part.refined, torch.cat([judged, -judged_error], 1), held_out - judged_error, [*self._bounds(), 0.0], 1.0
         )
         return _mixed(whole, torch.cat([terms, -error], 1), weights)
 
-    def _fitted(self, refined: Tensor, terms: Tensor, held_out: Tensor, bounds: Sequence[float]) -> Tensor:
-        """Weights ``(B, K)`` of ``terms`` ``(B, K, H, W)``, none below its bound."""
+    def _fitted(
+        self, refined: Tensor, terms: Tensor, held_out: Tensor, bounds: Sequence[float], *unjudged: float
+    ) -> Tensor:
+        """Weights ``(B, K)`` of ``terms`` ``(B, K, H, W)``, none below its bound.
+
+        Where there is too little to judge they are those bounds, or zero; ``unjudged`` are those of the last terms.
+        """
         # Few counts shift the judge as a whole; a constant in each place takes that up, and is not applied.
         designs = torch.cat([terms, _places(refined)], dim=1)
         least = torch.tensor(bounds)
+        unseen = torch.cat([least[: len(least) - len(unjudged)].clamp_min(0), torch.tensor(unjudged)])
         free = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
         body = (_gauss(refined, 3.0) > AIR_HU).sum((1, 2, 3))
         smooth = _gauss(held_out, 3.0)
@@ -261,7 +268,7 @@ class HeldOutFusion(nn.Module):
         weights = []
         for index in range(len(held_out)):
             if int(body[index]) < LEAST_PIXELS:
-                weights.append(least.clamp_min(0).to(held_out))
+                weights.append(unseen.to(held_out))
                 continue
             scale = 1 / noise[index].flatten().double()
             design = designs[index].flatten(1).double() * scale

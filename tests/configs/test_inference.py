@@ -48,6 +48,18 @@ def test_inference_writes_image_panel_and_metrics(model, volumes, start, tmp_pat
     assert all(metrics[stage]["rmse_hu"] > 0 for stage in ("fbp", "prior", "fused", "restored"))
 
 
+def test_inference_restores_to_the_object_where_it_is_asked_to(model, volumes, start, tmp_path):
+    settings = {"input": str(volumes), "weights": str(model), "slices": 1}
+    for aim in ("backprojection", "object"):
+        start("inference.json", **settings, output_dir=str(tmp_path / aim), restore_to=aim).run()
+    fbp, exact = (json.loads((tmp_path / aim / "metrics.json").read_text()) for aim in ("backprojection", "object"))
+    assert (fbp["restored_to"], exact["restored_to"]) == ("backprojection", "object")
+    # Another reference, and another image.
+    assert exact["fbp"]["rmse_hu"] != fbp["fbp"]["rmse_hu"]
+    images = [nib.load(tmp_path / aim / "ada_restored.nii.gz").get_fdata() for aim in ("backprojection", "object")]
+    assert abs(images[0] - images[1]).max() > 1
+
+
 def test_a_measured_sinogram_is_restored_in_its_own_geometry(model, start, tmp_path):
     fields = {key: value for key, value in read("smoke.json")["geometry"].items() if not key.startswith("_")}
     geometry = FanBeamGeometry(**{**fields, "num_views": 70, "image_shape": (48, 40)})
@@ -111,6 +123,7 @@ def test_the_command_line_names_a_missing_weight_file_and_leaves_nothing(volumes
         ({"dose": 0.0}, "dose must be a positive number, got 0.0"),
         ({"dose": -1}, "dose must be a positive number, got -1"),
         ({"window": "knee"}, "window must be one of"),
+        ({"restore_to": "health"}, "must be one of ('backprojection', 'object'), got 'health'"),
         ({"slices_per_batch": 0}, "slices_per_batch must be 1 or more, got 0"),
         ({"slices": 0}, "slices must be None (all) or at least 1, got 0"),
     ],

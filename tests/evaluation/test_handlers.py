@@ -132,9 +132,11 @@ def test_the_alarms_of_a_case_are_written_and_logged(tmp_path, caplog):
 
 
 def test_reports_state_windows_and_masks(tmp_path):
-    run([case("a")], RestorationWriter(tmp_path / "one"), DoseReport(tmp_path / "two"))
+    asked = {"restored_to": "object"}
+    run([case("a")], RestorationWriter(tmp_path / "one", **asked), DoseReport(tmp_path / "two", **asked))
     for folder in ("one", "two"):
         content = read(tmp_path / folder / "metrics.json")
+        assert content["restored_to"] == "object"
         assert content["masks"]["hu_bias_lung, hu_std_lung"] and content["windows"]["head"] == [0, 80]
     with (tmp_path / "two" / "metrics.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
