@@ -113,6 +113,13 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
             skipped=no_test,
         ),
         Part(
+            "bias",
+            "HU bias over noise realisations",
+            "docs/results/bias.md",
+            [script("measure_bias.py", *(test or []), *weights, *shared)],
+            skipped=no_test,
+        ),
+        Part(
             "stacks",
             "what the slices above and below are worth",
             "docs/results/stacks.md",
