@@ -31,7 +31,8 @@ OURS = "restored"
 #: What the reference of each kind is (``reference_of`` of :class:`bundle.transforms.SimulateScand`).
 REFERENCES = {
     "backprojection": "Ram-Lak FBP of the noise-free line integrals",
-    "object": "the image that was projected, not its FBP; what is restored is restored to the object",
+    "object": "the image that was projected, not its FBP; what is restored is restored to the object, by the projector "
+    "that made the scans (not so on the phantoms of the tasks)",
 }
 #: Peers that ours must beat, by group.
 PEER_GROUPS = ("classical", "self-supervised")
