@@ -155,7 +155,7 @@ def method_versions(names: Sequence[str], config: ConfigParser, weights: Path) -
     for name in names:
         group = METHODS[name][1]
         if group == "ours":
-            parts = [weights, networks, config["restore_to"]]
+            parts = [weights, networks]
         elif name in TUNED:
             parts = [repr([(row["noise_hu"], row["chosen"].get(name)) for row in tuned])]
         else:
