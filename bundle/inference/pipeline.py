@@ -322,10 +322,14 @@ class LowDoseRestorer(nn.Module):
         return attenuation_to_hu(self._operators_of(geometry, sinogram.device).backproject(sinogram), self.mu_water)
 
     def _reproject(self, image: Tensor, geometry: FanBeamGeometry) -> Tensor:
-        """What the backprojection makes of the image's own projections, in HU."""
+        """What the backprojection makes of the image's own projections, in HU; as it is outside the field of view."""
+        x, y = (torch.from_numpy(c).to(image) for c in geometry.pixel_coordinates())
+        # What no view has measured whole would stand at the detector's ends, as if the scan were truncated.
+        seen = torch.hypot(x[None], y[:, None]) < geometry.field_of_view_radius
         # Linear, unlike hu_to_attenuation: noise below -1000 HU has its mean there, and without it air would be bright.
-        attenuation = (image / 1000 + 1) * self.mu_water
-        return self._reconstruct(self._operators_of(geometry, image.device).project(attenuation), geometry)
+        attenuation = (image / 1000 + 1) * self.mu_water * seen
+        again = self._reconstruct(self._operators_of(geometry, image.device).project(attenuation), geometry)
+        return torch.where(seen, again, image)
 
     def _operators_of(self, geometry: FanBeamGeometry, device: torch.device) -> _Operators:
         key = geometry, device

@@ -88,6 +88,24 @@ def test_restored_to_the_object_is_nearer_to_it_than_the_backprojection_without_
         )
 
 
+def test_what_lies_outside_the_field_of_view_is_no_part_of_the_objects_error(caplog):
+    # Wider than the detector sees at the centre: its corners are noise.
+    geometry = SCANNER.with_grid((96, 96), 1.5 * SCANNER.field_of_view_radius * 2 / 96)
+    x, y = (torch.from_numpy(c) for c in geometry.pixel_coordinates())
+    radius = torch.hypot(x[None], y[:, None])
+    disc = 1000 * torch.sigmoid((120 - radius) / 8).float()[None, None] - 1000
+    clean = FanBeamProjector(geometry)(hu_to_attenuation(disc))
+    parts = {"projection": Unchanged(), "refiner": Unchanged(), "geometry": geometry}
+    result, changed = (
+        restorer(**parts, restore_to=aim).restore(clean).restored for aim in ("backprojection", "object")
+    )
+    outside = (radius >= geometry.field_of_view_radius)[None, None]
+    torch.testing.assert_close(changed[outside], result[outside])
+    inside = ~outside
+    assert (changed - disc)[inside].square().mean() < 0.7 * (result - disc)[inside].square().mean()
+    assert "truncated" not in caplog.text
+
+
 def test_what_is_restored_to_has_a_name():
     with pytest.raises(ValueError, match="restore_to must be one of .*'objekt'"):
         restorer(restore_to="objekt")
