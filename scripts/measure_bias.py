@@ -24,9 +24,8 @@ from measuring import (
     load_config,
     load_stacks,
     method_versions,
-    plain,
-    say_codes,
     settle,
+    write_report,
 )
 from methods import METHODS, load_methods
 from scipy.stats import t as student
@@ -38,8 +37,6 @@ from bundle.evaluation import (
     markdown_table,
     tissue_masks,
     tissue_statistics,
-    write_csv,
-    write_json,
 )
 
 DOSES = (0.25,)
@@ -152,18 +149,7 @@ def main() -> None:
         args.seeds = 2
 
     rows, settings = measure(args, RowStore(args.store / "bias.jsonl"))
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "bias.md").write_text(page(rows, args.doses), encoding="utf-8")
-    write_csv(args.output / "bias.csv", [plain(row) for row in rows], overwrite=True)
-    content = {
-        "settings": settings,
-        "code": sorted({row["code"] for row in rows}),
-        "rows": [plain(row) for row in rows],
-    }
-    write_json(args.output / "bias.json", content, overwrite=True)
-    print(f"{len(rows)} rows; written to {args.output}")
-    if warning := say_codes(rows):
-        print(warning)
+    write_report(args.output, "bias", page(rows, args.doses), rows, settings)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ from measuring import (
     load_config,
     load_stacks,
     method_versions,
-    plain,
-    say_codes,
     settle,
+    write_report,
 )
 from tqdm import tqdm
 
@@ -41,8 +40,6 @@ from bundle.evaluation import (
     score_slices,
     spread,
     tissue_masks,
-    write_csv,
-    write_json,
 )
 from bundle.inference import LowDoseRestorer, Prepared
 
@@ -191,18 +188,7 @@ def main() -> None:
     args = settle(parser.parse_args())
 
     rows, settings = measure(args, RowStore(args.store / "stacks.jsonl"))
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "stacks.md").write_text(page(rows, sorted(args.doses), settings), encoding="utf-8")
-    write_csv(args.output / "stacks.csv", [plain(row) for row in rows], overwrite=True)
-    content = {
-        "settings": settings,
-        "code": sorted({row["code"] for row in rows}),
-        "rows": [plain(row) for row in rows],
-    }
-    write_json(args.output / "stacks.json", content, overwrite=True)
-    print(f"{len(rows)} rows; written to {args.output}")
-    if warning := say_codes(rows):
-        print(warning)
+    write_report(args.output, "stacks", page(rows, sorted(args.doses), settings), rows, settings)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from methods import METHODS, NOISE2INVERSE, PEER_WEIGHTS, STRENGTHS, TUNED  # no
 from monai.bundle import ConfigParser  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from bundle.evaluation import write_csv, write_json  # noqa: E402
 from bundle.io import find_scans  # noqa: E402
 from bundle.peers import Scan  # noqa: E402
 from bundle.physics import FanBeamGeometry  # noqa: E402
@@ -211,3 +212,18 @@ def say_codes(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{len(codes)} state(s) of the code measured these rows, not only the present one; "
         "to measure all anew, give --fresh"
     )
+
+
+def write_report(
+    output: Path, name: str, page: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Write ``<name>.md``, ``<name>.csv`` and ``<name>.json`` of these rows into a folder, and say so."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.md").write_text(page, encoding="utf-8")
+    shown = [plain(row) for row in rows]
+    write_csv(output / f"{name}.csv", shown, overwrite=True)
+    content = {"settings": settings, "code": sorted({row["code"] for row in rows}), "rows": shown}
+    write_json(output / f"{name}.json", content, overwrite=True)
+    print(f"{len(rows)} rows; written to {output}")
+    if warning := say_codes(rows):
+        print(warning)
