@@ -16,6 +16,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from measuring import (
     SETTINGS,
@@ -100,6 +101,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / n**0.5
 
 
+def pooled(rows: Sequence[Row], tissue: str, method: str) -> list[float]:
+    """Bias over all pixels of a tissue in all slices, by noise realisation."""
+    biases = []
+    for noise in sorted({row["noise"] for row in rows}):
+        at = [row for row in rows if (row["method"], row["noise"]) == (method, noise)]
+        weights = [row[f"pixels_{tissue}"] for row in at]
+        biases.append(float(np.average([row[f"hu_bias_{tissue}"] for row in at], weights=weights)))
+    return biases
+
+
 def page(rows: Sequence[Row], doses: Sequence[float]) -> str:
     """bias.md."""
     names = [name for name in METHODS if any(row["method"] == name for row in rows)]
@@ -123,9 +134,11 @@ def page(rows: Sequence[Row], doses: Sequence[float]) -> str:
             values = {n: [r[f"hu_bias_{tissue}"] for r in at if r["method"] == n] for n in names}
             if any(None in biases for biases in values.values()):
                 continue
-            cells = ["{:.2f} +- {:.2f}".format(*interval(values[name])) for name in names]
-            table.append([f"{case}, slice {index}, {pixels} pixels", *cells])
+            table.append([f"{case}, slice {index}, {pixels} pixels", *_cells(values)])
         if table:
+            at = [r for r in rows if r["dose"] == dose and r[f"hu_bias_{tissue}"] is not None]
+            pixels = sum(r[f"pixels_{tissue}"] for r in at if (r["method"], r["noise"]) == (names[0], at[0]["noise"]))
+            table.append([f"all, {pixels} pixels", *_cells({name: pooled(at, tissue, name) for name in names})])
             head = ["", *(METHODS[name][0] for name in names)]
             lines += [
                 "",
@@ -136,11 +149,15 @@ def page(rows: Sequence[Row], doses: Sequence[float]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cells(values: Mapping[str, Sequence[float]]) -> list[str]:
+    return ["{:.2f} +- {:.2f}".format(*interval(biases)) for biases in values.values()]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, slices=2, doses=DOSES)
-    parser.add_argument("--seeds", type=int, default=8, help="noise realisations of each slice, two or more")
+    parser.add_argument("--seeds", type=int, default=24, help="noise realisations of each slice, two or more")
     parser.add_argument("--methods", nargs="+", default=CHOSEN, choices=tuple(METHODS))
     args = settle(parser.parse_args(), quick_doses=DOSES)
     if args.seeds < 2:

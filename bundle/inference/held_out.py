@@ -10,6 +10,7 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 from scipy.optimize import lsq_linear
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bundle.physics import thin_line_integrals
 
@@ -50,6 +51,16 @@ WEIGHT_PRECISION = 1.0
 
 #: Width of the Gaussian mean that is the fused image's, pixels.
 LEVEL_WIDTH = 8.0
+
+#: What the smoothed refined image shows above this is bone, HU; width of that smoothing, and how far from its rim it is
+#: bone's inside, pixels; width of the Gaussian mean within it that is the raw data's, pixels.
+BONE_HU = 250.0
+BONE_SMOOTHING = 2.0
+BONE_RIM = 2
+BONE_LEVEL_WIDTH = 16.0
+
+#: Least share of bone's inside in that mean: a few pixels alone have no level.
+LEAST_SHARE = 0.01
 
 #: Width of the Gaussian over which the noise that stage 1 took away is measured for the guide, pixels; its least, HU.
 GUIDE_WIDTH = 6.0
@@ -94,6 +105,7 @@ class HeldOutFusion(nn.Module):
     to be taken away is the blur of the fused image. No clean image, no training, no calibration on other scans.
 
     The Gaussian mean of :data:`LEVEL_WIDTH` pixels is that of the fused image: what is that broad is HU, and no detail.
+    Bone is narrower, and stage 1 blurs it: inside bone the mean over :data:`BONE_LEVEL_WIDTH` pixels is the raw data's.
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges
@@ -248,7 +260,9 @@ class HeldOutFusion(nn.Module):
         weights = self._fitted(
             part.refined, torch.cat([judged, -judged_error], 1), held_out - judged_error, [*self._bounds(), 0.0], 1.0
         )
-        return _mixed(whole, torch.cat([terms, -error], 1), weights)
+        # The level of bone is the raw data's, relieved likewise.
+        relieved = whole._replace(low_dose=whole.low_dose - weights[:, -1:, None, None] * error)
+        return _mixed(relieved, torch.cat([terms, -error], 1), weights)
 
     def _fitted(
         self, refined: Tensor, terms: Tensor, held_out: Tensor, bounds: Sequence[float], *unjudged: float
@@ -320,7 +334,17 @@ class HeldOutFusion(nn.Module):
 def _mixed(candidates: Candidates, terms: Tensor, weights: Tensor) -> Tensor:
     mixed = candidates.refined + (weights[:, :, None, None] * terms).sum(1, keepdim=True)
     # A weight that ends where its place does shifts the level: what sharpens a vessel is cut off around it.
-    return mixed + _gauss(candidates.fused - mixed, LEVEL_WIDTH)
+    mixed = mixed + _gauss(candidates.fused - mixed, LEVEL_WIDTH)
+    return mixed + _bone_level(candidates.low_dose - mixed, candidates.refined)
+
+
+def _bone_level(missing: Tensor, refined: Tensor) -> Tensor:
+    """Local mean of ``missing`` inside bone, there; zero elsewhere."""
+    bone = (_gauss(refined, BONE_SMOOTHING) > BONE_HU).to(refined)
+    # At the rim the blur that is missing inside is too much outside: both together would have no mean.
+    inside = -functional.max_pool2d(-bone, 2 * BONE_RIM + 1, 1, BONE_RIM)
+    mean = _gauss(inside * missing, BONE_LEVEL_WIDTH) / _gauss(inside, BONE_LEVEL_WIDTH).clamp_min(LEAST_SHARE)
+    return mean * _gauss(inside, 1.0)
 
 
 def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,54 @@ def test_the_level_is_that_of_the_fused_image():
     torch.testing.assert_close(restored.mean((2, 3)), part.fused.mean((2, 3)), atol=1, rtol=0)
 
 
+def bone(radius: float = 20) -> Tensor:
+    """A disc of bone in soft tissue."""
+    x, y = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    return torch.where((x - 64) ** 2 + (y - 64) ** 2 < radius**2, 600.0, 0.0).view(1, 1, 128, 128)
+
+
+def blurred_bone(truth: Tensor, seed: int = 0) -> Candidates:
+    """The networks blur it and lower it by a tenth; the raw data are noise around it."""
+    noise = 50 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+    lost = 0.9 * _gauss(truth, 0.7)
+    return Candidates(truth + noise, lost, lost, lost, noise)
+
+
+def test_the_level_of_bone_is_that_of_the_raw_data():
+    """In the mean over noise it is the truth's; all that is not near bone stays as it was."""
+    truth, fusion = bone(), HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+    inside, away = bone(14) > 0, _gauss(bone(28), 1.0) == 0
+    nothing = torch.zeros(1, len(fusion.terms))
+    errors, before = [], []
+    for seed in range(8):
+        part = blurred_bone(truth, seed)
+        restored = fusion(part, nothing)
+        errors.append((restored - truth)[inside].mean())
+        before.append((part.refined - truth)[inside].mean())
+        torch.testing.assert_close(restored[away], part.refined[away], atol=1e-3, rtol=0)
+    assert torch.stack(before).mean() < -59
+    assert torch.stack(errors).mean().abs() < 2
+
+
+def test_bone_of_a_few_pixels_has_no_level_of_its_own():
+    """Its mean would be noise."""
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+    part = blurred_bone(bone())
+    dot = part._replace(refined=1.2 * bone(4), fused=1.2 * bone(4), low_dose=bone(4) + part.noise)
+    changed = fusion(dot, torch.zeros(1, len(fusion.terms))) - dot.refined
+    assert changed.abs().max() < 0.1 * (dot.low_dose - dot.refined).abs().max()
+
+
+def test_the_level_of_bone_is_the_objects_where_the_object_is_asked_for():
+    """The raw data show all a tenth too low, and so would they show the result."""
+    truth = bone()
+    whole, part = (blurred_bone(0.9 * truth, seed)._replace(fused=0.9 * truth, refined=0.9 * truth) for seed in (0, 1))
+    fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
+    restored = fusion.of_object(whole, part, blurred_bone(0.9 * truth, 2).low_dose, lambda image: 0.9 * image)
+    # One step leaves a tenth of the tenth; noise of 50 HU in a thousand pixels.
+    assert (restored - 0.99 * truth)[bone(14) > 0].mean().abs() < 5
+
+
 def test_noise_of_the_parts_is_that_of_the_whole():
     """Shares f and 1 - f of the photons make noise of variance v / f and v / (1 - f); nothing of the patient stays."""
     fusion = HeldOutFusion(fraction=0.8)

@@ -60,5 +60,15 @@ def test_every_noise_is_measured_once_and_the_page_says_how_many(measure_bias, s
     text = measure_bias.page(rows, args.doses)
     mean, half = measure_bias.interval(biases)
     assert "Mean over 3 noise realisations" in text and f"| {mean:.2f} +- {half:.2f} |" in text
+    assert text.count(f"| {mean:.2f} +- {half:.2f} |") == 2, "the slice, and all slices"
     again, _ = measure_bias.measure(args, store)
     assert again == rows and len(store) == 3
+
+
+def test_every_pixel_counts_alike_in_the_mean_of_all_slices(measure_bias):
+    rows = [
+        {"method": "restored", "noise": noise, "hu_bias_bone": bias + noise, "pixels_bone": pixels}
+        for noise in (0, 1)
+        for bias, pixels in ((-3.0, 100), (1.0, 300))
+    ]
+    assert measure_bias.pooled(rows, "bone", "restored") == [0.0, 1.0]
