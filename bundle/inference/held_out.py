@@ -343,8 +343,10 @@ def _bone_level(missing: Tensor, refined: Tensor) -> Tensor:
     bone = (_gauss(refined, BONE_SMOOTHING) > BONE_HU).to(refined)
     # At the rim the blur that is missing inside is too much outside: both together would have no mean.
     inside = -functional.max_pool2d(-bone, 2 * BONE_RIM + 1, 1, BONE_RIM)
-    mean = _gauss(inside * missing, BONE_LEVEL_WIDTH) / _gauss(inside, BONE_LEVEL_WIDTH).clamp_min(LEAST_SHARE)
-    return mean * _gauss(inside, 1.0)
+    soft = _gauss(inside, 1.0)
+    # Not by the share of bone alone: what is soft at the rim would come back short, and small bones are all rim.
+    share = _gauss(inside * soft, BONE_LEVEL_WIDTH).clamp_min(LEAST_SHARE)
+    return soft * _gauss(inside * missing, BONE_LEVEL_WIDTH) / share
 
 
 def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:
