@@ -204,6 +204,9 @@ class Report:
             "",
             *(f"- `{columns}`: {where}" for columns, where in MASKS.items()),
             "",
+            "Each slice has one noise realisation at a dose; the bias of a small mask is mostly its chance: "
+            "[bias.md](bias.md) has many.",
+            "",
             f"Written by `scripts/measure_quality.py`; every slice's row is in {args.name}.csv.",
             "",
             "## Methods",
