@@ -139,6 +139,9 @@ def page(rows: Sequence[Row], doses: Sequence[float]) -> str:
             at = [r for r in rows if r["dose"] == dose and r[f"hu_bias_{tissue}"] is not None]
             pixels = sum(r[f"pixels_{tissue}"] for r in at if (r["method"], r["noise"]) == (names[0], at[0]["noise"]))
             table.append([f"all, {pixels} pixels", *_cells({name: pooled(at, tissue, name) for name in names})])
+            patients = list(dict.fromkeys(row["patient"] for row in at))
+            means = {name: _mean_over(patients, at, tissue, name) for name in names}
+            table.append([f"mean over {len(patients)} patients", *_cells(means)])
             head = ["", *(METHODS[name][0] for name in names)]
             lines += [
                 "",
@@ -147,6 +150,12 @@ def page(rows: Sequence[Row], doses: Sequence[float]) -> str:
                 markdown_table(head, table),
             ]
     return "\n".join(lines) + "\n"
+
+
+def _mean_over(patients: Sequence[str], rows: Sequence[Row], tissue: str, method: str) -> list[float]:
+    """Mean over patients of what their pixels have together, by noise realisation."""
+    of_each = [pooled([row for row in rows if row["patient"] == patient], tissue, method) for patient in patients]
+    return [fmean(biases) for biases in zip(*of_each)]
 
 
 def _cells(values: Mapping[str, Sequence[float]]) -> list[str]:

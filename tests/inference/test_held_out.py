@@ -207,13 +207,17 @@ def test_the_level_of_bone_is_that_of_the_raw_data():
     assert torch.stack(errors).mean().abs() < 2
 
 
-def test_bone_of_a_few_pixels_has_no_level_of_its_own():
-    """Its mean would be noise."""
+def test_small_bone_comes_back_whole_and_a_few_pixels_not_at_all():
+    """The mean of a few pixels would be noise."""
     fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
-    part = blurred_bone(bone())
-    dot = part._replace(refined=1.2 * bone(4), fused=1.2 * bone(4), low_dose=bone(4) + part.noise)
-    changed = fusion(dot, torch.zeros(1, len(fusion.terms))) - dot.refined
-    assert changed.abs().max() < 0.1 * (dot.low_dose - dot.refined).abs().max()
+    changes = {}
+    for radius in (8, 4):
+        truth = bone(radius)
+        part = blurred_bone(truth)._replace(low_dose=truth, refined=truth - 60 * (truth > 0))
+        part = part._replace(fused=part.refined)
+        changes[radius] = fusion(part, torch.zeros(1, len(fusion.terms))) - part.refined
+    assert changes[8][bone(5) > 0].mean().item() == pytest.approx(60, abs=6)
+    assert changes[4].abs().max() < 6
 
 
 def test_the_level_of_bone_is_the_objects_where_the_object_is_asked_for():

@@ -60,7 +60,7 @@ def test_every_noise_is_measured_once_and_the_page_says_how_many(measure_bias, s
     text = measure_bias.page(rows, args.doses)
     mean, half = measure_bias.interval(biases)
     assert "Mean over 3 noise realisations" in text and f"| {mean:.2f} +- {half:.2f} |" in text
-    assert text.count(f"| {mean:.2f} +- {half:.2f} |") == 2, "the slice, and all slices"
+    assert text.count(f"| {mean:.2f} +- {half:.2f} |") == 3, "the slice, all slices, all patients"
     again, _ = measure_bias.measure(args, store)
     assert again == rows and len(store) == 3
 
