@@ -211,12 +211,13 @@ def test_small_bone_comes_back_whole_and_a_few_pixels_not_at_all():
     """The mean of a few pixels would be noise."""
     fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=())
     changes = {}
-    for radius in (8, 4):
+    for radius in (7, 4):
         truth = bone(radius)
         part = blurred_bone(truth)._replace(low_dose=truth, refined=truth - 60 * (truth > 0))
         part = part._replace(fused=part.refined)
         changes[radius] = fusion(part, torch.zeros(1, len(fusion.terms))) - part.refined
-    assert changes[8][bone(5) > 0].mean().item() == pytest.approx(60, abs=6)
+    # The rim of two pixels is left out, and more where smoothing before the threshold makes the disc smaller.
+    assert changes[7][bone(4.3) > 0].mean().item() == pytest.approx(60, abs=3)
     assert changes[4].abs().max() < 6
 
 
