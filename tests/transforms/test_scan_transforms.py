@@ -87,7 +87,7 @@ def test_reference_is_the_fbp_of_the_clean_line_integrals(stack, simulate, geome
 def test_reference_can_be_the_object_itself(stack, simulate):
     reference = simulate(reference_of="object")(stack)["reference"]
     assert torch.equal(reference, stack["image_hu"].clamp_min(-1000))
-    with pytest.raises(ValueError, match="reference_of must be one of .*'fbp'"):
+    with pytest.raises(ValueError, match=r"reference_of \(restore_to in the configs\) must be one of .*'fbp'"):
         simulate(reference_of="fbp")
 
 
