@@ -78,7 +78,9 @@ class SimulateScand(Transform):
         if slices_per_batch < 1:
             raise ValueError(f"slices_per_batch must be at least 1, got {slices_per_batch}")
         if reference_of not in REFERENCES:
-            raise ValueError(f"reference_of (restore_to in the configs) must be one of {REFERENCES}, got {reference_of!r}")
+            raise ValueError(
+                f"reference_of (restore_to in the configs) must be one of {REFERENCES}, got {reference_of!r}"
+            )
         self.geometry = geometry
         self.photons = photons
         self.electronic_variance = electronic_variance
