@@ -1,4 +1,4 @@
-"""Measure on phantoms, against the noise-free truth: errors, detectability, sharpness, noise texture, HU.
+"""Measure on phantoms, against the noise-free truth: errors, detectability, sharpness, contrast, noise texture, HU.
 
     python scripts/measure_tasks.py
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from bundle.evaluation import (
     RowStore,
     auc_difference,
+    contrast_to_noise,
     hotelling_auc,
     insert_between_markers,
     noise_power_spectrum,
@@ -56,6 +57,8 @@ SIZE, CELLS = 256, 224
 #: Sides of the regions that the observer is shown, and that noise power is measured on, pixels.
 REGION, NOISE_REGION = 29, 64
 SCANS_AT_ONCE = 5
+#: Of the discs' contrast: within this share of their radius; background from and to these, likewise.
+DETAIL, BACKGROUND = 0.8, (1.25, 1.75)
 
 BODIES: dict[str, Callable[[int], Phantom]] = {"abdomen": abdomen_phantom, "chest": chest_phantom}
 
@@ -226,7 +229,8 @@ def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
     phantom, code = insert_phantom(), code_checksum()
     geometry = bench.zoomed(SIZE, CELLS)
     inserts = [e for e in phantom.ellipses if e.name.startswith("insert")]
-    key = {"part": "inserts", "dose": TRANSFER_DOSE, "setting": bench.setting(phantom, geometry, args.averaged)}
+    setting = bench.setting(phantom, geometry, args.averaged, DETAIL, *BACKGROUND)
+    key = {"part": "inserts", "dose": TRANSFER_DOSE, "setting": setting}
     methods = bench.usable(args.task_methods)
     found = {
         name: {e.name: kept.find({**key, "insert": e.name, **bench.key(m)}) for e in inserts}
@@ -244,13 +248,27 @@ def measure_inserts(bench: Bench, kept: Kept, args: argparse.Namespace) -> list[
                     images[name].append(methods[name].call(scan)[:, 0].clone())
                 bar.update(len(seeds))
             for name, e in product(lacking, inserts):
-                center = tuple(c / geometry.pixel_size + (SIZE - 1) / 2 for c in (e.y, e.x))
-                result = task_transfer(torch.cat(images[name]), geometry.pixel_size, center, e.half_x).row()
+                seen, pixel = torch.cat(images[name]), geometry.pixel_size
+                center = tuple(c / pixel + (SIZE - 1) / 2 for c in (e.y, e.x))
+                result = {
+                    **task_transfer(seen, pixel, center, e.half_x).row(),
+                    **_contrast(seen, center, e.half_x / pixel),
+                }
                 row = {**key, "insert": e.name, **bench.key(methods[name]), **result, "code": code}
                 found[name][e.name] = [kept.add(row)]
         else:
             bar.update(args.averaged)
     return [known[-1] for by_insert in found.values() for known in by_insert.values()]
+
+
+def _contrast(images: Tensor, center: Sequence[float], radius: float) -> Row:
+    """Contrast and noise of a disc in ``(N, H, W)``, over all pixels of all images; lengths in pixels."""
+    rows, columns = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(images.shape[-2:], center))
+    distance = torch.hypot(rows[:, None], columns[None]) / radius
+    around = (distance > BACKGROUND[0]) & (distance < BACKGROUND[1])
+    found = contrast_to_noise(images, *(mask.expand_as(images) for mask in (distance < DETAIL, around)))
+    told = {"cnr": found.cnr, "contrast": found.contrast, "background_noise": found.noise}
+    return {**told, "detail_pixels": found.n, "background_pixels": found.n_background}
 
 
 def draw_anatomy(bench: Bench, args: argparse.Namespace, path: Path) -> None:
@@ -297,7 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--phantoms", type=int, default=2, help="anatomy-like phantoms of each kind")
     parser.add_argument("--seeds", type=int, default=2, help="noise realisations of each anatomy-like phantom")
-    parser.add_argument("--realisations", type=int, default=100, help="scans of the low-contrast rods, two of each rod")
+    parser.add_argument("--realisations", type=int, default=200, help="scans of the low-contrast rods, two of each rod")
     parser.add_argument("--averaged", type=int, default=40, help="scans of the inserts")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tasks.md", help="page with the marker 'tasks'")
     args = parser.parse_args()

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
 from scipy.optimize import lsq_linear
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bundle.physics import thin_line_integrals
 
+from .bone import bone_contours, bone_level, gauss, slope
 from .collaborative import collaborative_wiener
 from .nonlocal_means import guided_nonlocal_means
 from .wiener import local_wiener
@@ -51,16 +50,6 @@ WEIGHT_PRECISION = 1.0
 
 #: Width of the Gaussian mean that is the fused image's, pixels.
 LEVEL_WIDTH = 8.0
-
-#: What the smoothed refined image shows above this is bone, HU; width of that smoothing, and how far from its rim it is
-#: bone's inside, pixels; width of the Gaussian mean within it that is the raw data's, pixels.
-BONE_HU = 250.0
-BONE_SMOOTHING = 2.0
-BONE_RIM = 2
-BONE_LEVEL_WIDTH = 16.0
-
-#: Least share of bone's inside in that mean: a few pixels alone have no level.
-LEAST_SHARE = 0.01
 
 #: Width of the Gaussian over which the noise that stage 1 took away is measured for the guide, pixels; its least, HU.
 GUIDE_WIDTH = 6.0
@@ -276,9 +265,9 @@ class HeldOutFusion(nn.Module):
         least = torch.tensor(bounds)
         unseen = torch.cat([least[: len(least) - len(unjudged)].clamp_min(0), torch.tensor(unjudged)])
         free = torch.cat([least, torch.full((len(PLACES),), -math.inf)])
-        body = (_gauss(refined, 3.0) > AIR_HU).sum((1, 2, 3))
-        smooth = _gauss(held_out, 3.0)
-        noise = _gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
+        body = (gauss(refined, 3.0) > AIR_HU).sum((1, 2, 3))
+        smooth = gauss(held_out, 3.0)
+        noise = gauss((held_out - smooth) ** 2, 3.0).sqrt().clamp_min(LEAST_NOISE)
         weights = []
         for index in range(len(held_out)):
             if int(body[index]) < LEAST_PIXELS:
@@ -310,7 +299,7 @@ class HeldOutFusion(nn.Module):
         low_dose, prior, fused, refined, photon_noise = candidates
         parts = [*_coarse_and_fine(fused - refined), low_dose - fused]
         if self.strengths:
-            noise = _gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
+            noise = gauss((low_dose - prior) ** 2, GUIDE_WIDTH).sqrt().clamp_min(LEAST_GUIDE_NOISE)
             means = guided_nonlocal_means(
                 low_dose,
                 refined / noise,
@@ -334,33 +323,22 @@ class HeldOutFusion(nn.Module):
 def _mixed(candidates: Candidates, terms: Tensor, weights: Tensor) -> Tensor:
     mixed = candidates.refined + (weights[:, :, None, None] * terms).sum(1, keepdim=True)
     # A weight that ends where its place does shifts the level: what sharpens a vessel is cut off around it.
-    mixed = mixed + _gauss(candidates.fused - mixed, LEVEL_WIDTH)
-    return mixed + _bone_level(candidates.low_dose - mixed, candidates.refined)
-
-
-def _bone_level(missing: Tensor, refined: Tensor) -> Tensor:
-    """Local mean of ``missing`` inside bone, there; zero elsewhere."""
-    bone = (_gauss(refined, BONE_SMOOTHING) > BONE_HU).to(refined)
-    # At the rim the blur that is missing inside is too much outside: both together would have no mean.
-    inside = -functional.max_pool2d(-bone, 2 * BONE_RIM + 1, 1, BONE_RIM)
-    soft = _gauss(inside, 1.0)
-    # Not by the share of bone alone: what is soft at the rim would come back short, and small bones are all rim.
-    share = _gauss(inside * soft, BONE_LEVEL_WIDTH).clamp_min(LEAST_SHARE)
-    return soft * _gauss(inside * missing, BONE_LEVEL_WIDTH) / share
+    mixed = mixed + gauss(candidates.fused - mixed, LEVEL_WIDTH)
+    mixed = mixed + bone_contours(candidates.low_dose - mixed, candidates.refined, candidates.noise)
+    return mixed + bone_level(candidates.low_dose - mixed, candidates.refined)
 
 
 def _coarse_and_fine(image: Tensor) -> tuple[Tensor, Tensor]:
-    coarse = _gauss(image, COARSE)
+    coarse = gauss(image, COARSE)
     return coarse, image - coarse
 
 
 def _places(refined: Tensor) -> Tensor:
     """How much each pixel belongs to each of :data:`PLACES`, ``(B, 4, H, W)``, summing to 1."""
-    rows, columns = torch.gradient(_gauss(refined, 1.0), dim=(2, 3))
-    gradient = torch.hypot(rows, columns)
+    gradient = slope(refined)
     edge = gradient / (gradient + EDGE_GRADIENT)
     steep = gradient**2 / (gradient**2 + STEEP_GRADIENT**2)
-    air = torch.sigmoid((AIR_HU - _gauss(refined, 3.0)) / AIR_SOFTNESS)
+    air = torch.sigmoid((AIR_HU - gauss(refined, 3.0)) / AIR_SOFTNESS)
     flat = (1 - steep) * (1 - edge)
     return torch.cat([steep, (1 - steep) * edge, flat * (1 - air), flat * air], dim=1)
 
@@ -375,8 +353,3 @@ def _least_squares(design: Tensor, aim: Tensor, least: Tensor) -> Tensor:
     point = torch.linalg.solve_triangular(root.T, right[:, None], upper=False)[:, 0]
     found = lsq_linear(root.cpu().numpy(), point.cpu().numpy(), (least.cpu().numpy(), math.inf), method="bvls")
     return torch.from_numpy(found.x)
-
-
-def _gauss(image: Tensor, sigma: float) -> Tensor:
-    kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True).to(image)
-    return separable_filtering(image, [kernel, kernel], mode="replicate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bundle.evaluation import TISSUES
 
@@ -30,9 +31,11 @@ def report():
         anatomy(NOISE_FREE, None, None, 4.0),
         {**observed, "method": "fbp_ram-lak", "auc": 0.8},
         {**observed, "method": "restored", "auc": 0.7, "gain": -0.1, "gain_low": -0.2, "gain_high": 0.05},
-        {"part": "inserts", "insert": "+350 HU", "method": "fbp_ram-lak", "n": 40, "ttf50": 0.5, "ttf10": 1.0},
-        {"part": "inserts", "insert": "+350 HU", "method": "restored", "n": 40, "ttf50": 0.4, "ttf10": None},
+        {"method": "fbp_ram-lak", "ttf50": 0.5, "ttf10": 1.0, "cnr": 10.0, "contrast": 350.0, "background_noise": 35.0},
+        {"method": "restored", "ttf50": 0.4, "ttf10": None, "cnr": None, "contrast": 349.0, "background_noise": 0.0},
     ]
+    discs = {"part": "inserts", "insert": "+350 HU", "n": 40, "detail_pixels": 1000, "background_pixels": 2000}
+    rows = [*rows[:-2], *({**discs, **row} for row in rows[-2:])]
     rows += [
         {
             "part": "noise",
@@ -75,6 +78,30 @@ def test_sharpness_is_also_a_share_and_what_is_never_reached_is_a_dash(report):
     lines = report.transfer()
     assert any("| RESTORED | 0.400 (80%) |" in line for line in lines)
     assert any("| RESTORED | - |" in line for line in lines)
+
+
+def test_contrast_stands_with_its_parts_its_places_and_how_many(report):
+    text = "\n".join(report.contrast())
+    assert "| FBP_RAM-LAK | 10.0 (350.0 / 35.0) |" in text
+    assert "| RESTORED | - (349.0 / 0.0) |" in text
+    assert "40 scans at 25% dose" in text and "(1000 pixels in all)" in text and "17.5 mm (2000)" in text
+    assert text in report.page("")
+
+
+def test_the_contrast_of_a_disc_is_what_was_drawn():
+    """Its blurred rim counts for neither."""
+    from measure_tasks import _contrast
+
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(80.0), indexing="ij")
+    distance = torch.hypot(rows - 30.5, columns - 41)
+    disc = torch.where(distance < 10.5, 120.0, 0.0)
+    disc[(distance > 8.5) & (distance < 12)] = 900
+    noise = 20 * torch.randn(50, 64, 80, generator=torch.Generator().manual_seed(0))
+    found = _contrast(disc + noise, (30.5, 41), 10)
+    assert found["contrast"] == pytest.approx(120, abs=1)
+    assert found["background_noise"] == pytest.approx(20, rel=0.01)
+    assert found["cnr"] == pytest.approx(found["contrast"] / found["background_noise"])
+    assert found["detail_pixels"] == pytest.approx(50 * torch.pi * 8**2, rel=0.05)
 
 
 def test_lung_is_asked_of_chests_alone(report):
