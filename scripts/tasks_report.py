@@ -62,7 +62,7 @@ class Report:
             "lowest and highest.",
         ]
         columns = {"rmse_hu": ("RMSE, HU; whole slice, not clipped", 1)}
-        for window in ("abdomen", "chest"):
+        for window in ("abdomen", "chest", "head"):
             low, high = windows[window]
             columns[f"ssim_{window}"] = (
                 f"SSIM, window {window} [{low:g}, {high:g}] HU, range its width; whole slice",

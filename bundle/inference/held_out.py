@@ -94,7 +94,8 @@ class HeldOutFusion(nn.Module):
     to be taken away is the blur of the fused image. No clean image, no training, no calibration on other scans.
 
     The Gaussian mean of :data:`LEVEL_WIDTH` pixels is that of the fused image: what is that broad is HU, and no detail.
-    Bone is narrower, and stage 1 blurs it: inside bone the mean over :data:`BONE_LEVEL_WIDTH` pixels is the raw data's.
+    Bone is narrower, and stage 1 blurs it: along its contours it is as sharp as the raw data (:func:`bone_contours`),
+    and inside it its level is theirs (:func:`bone_level`).
 
     What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
     ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges
@@ -249,7 +250,7 @@ class HeldOutFusion(nn.Module):
         weights = self._fitted(
             part.refined, torch.cat([judged, -judged_error], 1), held_out - judged_error, [*self._bounds(), 0.0], 1.0
         )
-        # The level of bone is the raw data's, relieved likewise.
+        # Bone is as the raw data have it, relieved likewise.
         relieved = whole._replace(low_dose=whole.low_dose - weights[:, -1:, None, None] * error)
         return _mixed(relieved, torch.cat([terms, -error], 1), weights)
 

@@ -18,7 +18,7 @@ def report():
 
     def anatomy(method, dose, noise, rmse):
         tissues = {f"{what}_{t}": value for t in TISSUES for what, value in (("hu_bias", -rmse / 10), ("pixels", 50))}
-        scores = {f"{what}_{w}": rmse for what in ("ssim", "psnr") for w in ("abdomen", "chest")}
+        scores = {f"{what}_{w}": rmse for what in ("ssim", "psnr") for w in ("abdomen", "chest", "head")}
         key = {"part": "anatomy", "phantom": "abdomen 0", "dose": dose, "noise": noise, "method": method}
         return {**key, "rmse_hu": rmse, **scores, **tissues}
 
@@ -52,7 +52,7 @@ def report():
     methods = {name: SimpleNamespace(name=name, title=name.upper()) for name in NAMES}
     bench = SimpleNamespace(
         methods=methods,
-        windows={"abdomen": (-150, 250), "chest": (-1000, 200)},
+        windows={"abdomen": (-150, 250), "chest": (-1000, 200), "head": (0, 80)},
         geometry=SimpleNamespace(image_shape=(512, 512)),
         scanner=lambda: "a scanner",
     )
