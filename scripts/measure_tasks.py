@@ -20,7 +20,17 @@ import torch
 from measuring import ROOT, SLOW, code_checksum, plain, rounded, say_codes
 from methods import METHODS
 from phantom_scans import Bench, Kept, Row, add_arguments
-from tasks_report import BASELINE, NOISE_FREE, PICTURE_DOSE, TRANSFER_DOSE, Report, empty_figure, save_figure
+from tasks_report import (
+    BACKGROUND,
+    BASELINE,
+    DETAIL,
+    NOISE_FREE,
+    PICTURE_DOSE,
+    TRANSFER_DOSE,
+    Report,
+    empty_figure,
+    save_figure,
+)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,8 +67,6 @@ SIZE, CELLS = 256, 224
 #: Sides of the regions that the observer is shown, and that noise power is measured on, pixels.
 REGION, NOISE_REGION = 29, 64
 SCANS_AT_ONCE = 5
-#: Of the discs' contrast: within this share of their radius; background from and to these, likewise.
-DETAIL, BACKGROUND = 0.8, (1.25, 1.75)
 
 BODIES: dict[str, Callable[[int], Phantom]] = {"abdomen": abdomen_phantom, "chest": chest_phantom}
 

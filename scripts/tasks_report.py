@@ -19,6 +19,8 @@ from bundle.io import replace_when_complete
 BASELINE, NOISE_FREE = "fbp_ram-lak", "noise_free"
 TRANSFER_DOSE = 0.25
 PICTURE_DOSE = 0.25
+#: Of the discs' contrast: within this share of their radius; background from and to these, likewise.
+DETAIL, BACKGROUND = 0.8, (1.25, 1.75)
 
 
 class Report:
@@ -172,9 +174,10 @@ class Report:
             "## Contrast and noise",
             "",
             f"Contrast-to-noise ratio of the same discs in the same {one['n']} scans at {TRANSFER_DOSE:.0%} dose, no "
-            f"window: mean within 8 mm of the centre ({one['detail_pixels']} pixels in all) less that between 12.5 and "
-            f"17.5 mm ({one['background_pixels']}), by the standard deviation of these; in brackets the one and the "
-            "other, HU. A method that smooths has little noise here, whatever else it smooths away.",
+            f"window: mean within {DETAIL:g} radii of the centre ({one['detail_pixels']} pixels in all) less that "
+            f"between {BACKGROUND[0]:g} and {BACKGROUND[1]:g} ({one['background_pixels']}), by the standard deviation "
+            "of these; in brackets the one and the other, HU. A method that smooths has little noise here, whatever "
+            "else it smooths away.",
             "",
             markdown_table(["CNR", *dict.fromkeys(row["insert"] for row in rows)], body),
         ]

@@ -84,7 +84,7 @@ def test_contrast_stands_with_its_parts_its_places_and_how_many(report):
     text = "\n".join(report.contrast())
     assert "| FBP_RAM-LAK | 10.0 (350.0 / 35.0) |" in text
     assert "| RESTORED | - (349.0 / 0.0) |" in text
-    assert "40 scans at 25% dose" in text and "(1000 pixels in all)" in text and "17.5 mm (2000)" in text
+    assert "40 scans at 25% dose" in text and "(1000 pixels in all)" in text and "1.75 (2000)" in text
     assert text in report.page("")
 
 
