@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 from torch.nn import functional
+
+from .smoothing import gauss, slope
 
 # Shapes in this file: B batch, H W image, P pixels at bone. All images are in HU.
 
@@ -41,18 +42,6 @@ CONTOUR_NOISE_WIDTH = 4.0
 
 #: Below this a pixel is not at bone.
 LEAST_NEAR = 0.01
-
-
-def gauss(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian mean of ``image`` ``(B, 1, H, W)``, ``sigma`` in pixels; the rim goes on beyond the image."""
-    kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True).to(image)
-    return separable_filtering(image, [kernel, kernel], mode="replicate")
-
-
-def slope(image: Tensor) -> Tensor:
-    """Gradient's length behind a Gaussian of 1 pixel, HU/pixel, ``(B, 1, H, W)``."""
-    rows, columns = torch.gradient(gauss(image, 1.0), dim=(2, 3))
-    return torch.hypot(rows, columns)
 
 
 def bone_contours(missing: Tensor, refined: Tensor, noise: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.networks.layers import separable_filtering
 from torch import Tensor, nn
+
+from .smoothing import gauss
 
 # Shapes in this file: B batch, H W image. All images are in HU.
 
@@ -242,9 +244,8 @@ def _with_edges(confidence: Tensor, edges: Tensor) -> Tensor:
 
 def _gradient(image_hu: Tensor) -> Tensor:
     """Sobel gradient of the image smoothed by a Gaussian of 1 pixel, HU/pixel."""
-    gauss = gaussian_1d(torch.tensor(1.0), truncated=3.0, normalize=True)
     smooth, slope = image_hu.new_tensor([0.25, 0.5, 0.25]), image_hu.new_tensor([-0.5, 0.0, 0.5])
-    smoothed = separable_filtering(image_hu, [gauss, gauss], mode="replicate")
+    smoothed = gauss(image_hu, 1.0)
     rows = separable_filtering(smoothed, [slope, smooth], mode="replicate")
     columns = separable_filtering(smoothed, [smooth, slope], mode="replicate")
     return torch.hypot(rows, columns)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from bundle.physics import thin_line_integrals
 
-from .bone import bone_contours, bone_level, gauss, slope
+from .bone import bone_contours, bone_level
 from .collaborative import collaborative_wiener
 from .nonlocal_means import guided_nonlocal_means
+from .smoothing import gauss, slope
 from .wiener import local_wiener
 
 # Shapes in this file: B batch, V views, D detector cells, H W image, K terms. All images are in HU.
@@ -97,9 +98,10 @@ class HeldOutFusion(nn.Module):
     Bone is narrower, and stage 1 blurs it: along its contours it is as sharp as the raw data (:func:`bone_contours`),
     and inside it its level is theirs (:func:`bone_level`).
 
-    What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So
-    ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it there. Steep edges
-    and air, where nothing is faint, are free of it.
+    What the squares are blind to is a single faint lesion: it has too few pixels to be worth its noise. So in flat
+    places of the patient ``least_detail`` of what the refiner took away stays, whatever they say; an observer finds it
+    there. More of it is coarse than fine: a faint lesion has its contrast there, and an image little of its noise.
+    Edges and air, where nothing is faint, are free of it.
 
     The terms ``t_k`` are named by :attr:`terms`, each taken at steep edges, at other edges, in flat places of the
     patient and in air alone, what is broad by itself and what is fine: what the refiner took away; what is left in the
@@ -119,12 +121,14 @@ class HeldOutFusion(nn.Module):
         strengths: of the non-local means, in units of the local noise of ``x_ld``; none: no such terms.
         patch_size: of the non-local means, pixels.
         radius: of their search, pixels.
-        least_detail: least weight of what the refiner took away, 0 to 1; 0 makes the squares least.
+        least_detail: least weights of what the refiner took away from flat places, coarse and fine, 0 to 1; two zeros
+            make the squares least.
         wiener_strengths: of the local Wiener filter, what the noise counts by there; none: no such terms.
         group_strengths: likewise of the collaborative one.
 
     Raises:
-        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive, ``least_detail`` not in [0, 1].
+        ValueError: ``fraction`` not inside (0, 1), a strength that is not positive, ``least_detail`` not two numbers in
+            [0, 1].
 
     Source: this project's. Cross-validation by independent photons after Neufeld et al., Data thinning, JMLR 25, 2024;
     weights of predictors by non-negative least squares after Breiman, Stacked regressions, Machine Learning 24, 1996.
@@ -137,7 +141,7 @@ class HeldOutFusion(nn.Module):
         strengths: Sequence[float] = (0.15, 0.5, 1.5),
         patch_size: int = 5,
         radius: int = 7,
-        least_detail: float = 0.3,
+        least_detail: Sequence[float] = (0.8, 0.2),
         wiener_strengths: Sequence[float] = (0.1, 1.0),
         group_strengths: Sequence[float] = (1.0,),
     ) -> None:
@@ -148,14 +152,18 @@ class HeldOutFusion(nn.Module):
         for name, values in filters.items():
             if not all(math.isfinite(strength) and strength > 0 for strength in values):
                 raise ValueError(f"{name} must be positive, got {tuple(values)}")
-        if not 0 <= least_detail <= 1:
-            raise ValueError(f"least_detail must be between 0 and 1, got {least_detail}")
+        if not (
+            isinstance(least_detail, Sequence)
+            and len(least_detail) == 2
+            and all(0 <= least <= 1 for least in least_detail)
+        ):
+            raise ValueError(f"least_detail must be two numbers between 0 and 1, coarse and fine, got {least_detail}")
         self.fraction = float(fraction)
         self.seed = int(seed)
         self.strengths = tuple(float(strength) for strength in strengths)
         self.patch_size = int(patch_size)
         self.radius = int(radius)
-        self.least_detail = float(least_detail)
+        self.least_detail = tuple(float(least) for least in least_detail)
         self.wiener_strengths = tuple(float(strength) for strength in wiener_strengths)
         self.group_strengths = tuple(float(strength) for strength in group_strengths)
 
@@ -293,7 +301,9 @@ class HeldOutFusion(nn.Module):
     def _least_weight(self, term: Term) -> float:
         if term.place == "steep" and term.part != "raw":
             return -math.inf
-        return self.least_detail if term.part in PARTS[:2] and term.place != "air" else 0.0
+        if term.place != "flat":
+            return 0.0
+        return dict(zip(PARTS, self.least_detail)).get(term.part, 0.0)
 
     def _terms(self, candidates: Candidates, around: Sequence[Candidates] = ()) -> Tensor:
         """The terms, ``(B, K, H, W)``."""

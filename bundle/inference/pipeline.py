@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
 from bundle.physics import (
@@ -22,6 +21,7 @@ from bundle.physics import (
 )
 
 from .held_out import Candidates
+from .smoothing import gauss
 
 # Shapes in this file: B batch, V views, D detector cells, H W image.
 
@@ -315,8 +315,7 @@ class LowDoseRestorer(nn.Module):
         """The refined image with the local mean of the image that it was made of."""
         if not self.level_width:
             return refined
-        gauss = gaussian_1d(torch.tensor(self.level_width), truncated=3.0, normalize=True).to(image)
-        return refined + separable_filtering(image - refined, [gauss, gauss], mode="replicate")
+        return refined + gauss(image - refined, self.level_width)
 
     def _reconstruct(self, sinogram: Tensor, geometry: FanBeamGeometry) -> Tensor:
         return attenuation_to_hu(self._operators_of(geometry, sinogram.device).backproject(sinogram), self.mu_water)

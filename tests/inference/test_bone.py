@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.inference.bone import bone_contours, bone_level, gauss, slope
+from bundle.inference.bone import bone_contours, bone_level
+from bundle.inference.smoothing import gauss, slope
 
 NOISE = 30.0
 

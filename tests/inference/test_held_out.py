@@ -14,7 +14,7 @@ from bundle.inference import (
     guided_nonlocal_means,
     local_wiener,
 )
-from bundle.inference.bone import gauss
+from bundle.inference.smoothing import gauss
 from bundle.physics import FanBeamProjector, hu_to_attenuation, simulate_low_dose
 
 from .parts import SCANNER, Smooth, restorer
@@ -46,7 +46,7 @@ def scan(batch: int = 1, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("strengths", [(), (0.3,), (0.15, 0.5, 1.5)])
 def test_weights_that_made_the_image_are_found_in_its_noise(strengths):
-    fusion, part = HeldOutFusion(strengths=strengths, least_detail=0), images()
+    fusion, part = HeldOutFusion(strengths=strengths, least_detail=(0, 0)), images()
     true = torch.rand(2, len(fusion.terms), generator=torch.Generator().manual_seed(1))
     noise = 10 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(9))
     terms = fusion._terms(part)
@@ -258,21 +258,21 @@ def least_weights(fusion: HeldOutFusion) -> Tensor:
     least = []
     for part, place in fusion.terms:
         free = place == "steep" and part != "raw"
-        stays = part in ("coarse", "fine") and place != "air"
-        least.append(-torch.inf if free else fusion.least_detail if stays else 0.0)
+        stays = dict(zip(("coarse", "fine"), fusion.least_detail)) if place == "flat" else {}
+        least.append(-torch.inf if free else stays.get(part, 0.0))
     return torch.tensor(least)
 
 
 def test_no_detail_is_taken_away_twice():
     """Where the truth lies beyond the refined image, seen from the others, the refined image it is, but at edges."""
     part = Candidates(*(image / 10 for image in images()))
-    fusion = HeldOutFusion(strengths=(), group_strengths=(), least_detail=0)
+    fusion = HeldOutFusion(strengths=(), group_strengths=(), least_detail=(0, 0))
     weights = fusion.weights(part, part.refined - (part.low_dose - part.refined))
     bounded = weights[:, least_weights(fusion) == 0]
     torch.testing.assert_close(bounded, torch.zeros_like(bounded), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("least_detail", [0.0, 0.3])
+@pytest.mark.parametrize("least_detail", [(0.0, 0.0), (0.8, 0.2)])
 def test_weights_are_the_best_of_those_that_are_allowed(least_detail):
     fusion, part = HeldOutFusion(least_detail=least_detail), images()
     judge = part.low_dose + 20 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -309,18 +309,35 @@ def test_blur_of_the_fused_image_is_taken_away_at_steep_edges():
 
 def test_a_refiner_that_is_right_is_left_alone_but_for_the_least_detail():
     part = images()
-    weights = HeldOutFusion(least_detail=0).weights(part, part.refined)
+    weights = HeldOutFusion(least_detail=(0, 0)).weights(part, part.refined)
     torch.testing.assert_close(weights, torch.zeros_like(weights), atol=1e-6, rtol=0)
     # All that the squares can do is to leave it at that.
-    fusion = HeldOutFusion(least_detail=0.3)
-    kept = fusion.weights(part, part.refined)[:, least_weights(fusion) == 0.3]
-    torch.testing.assert_close(kept, torch.full_like(kept, 0.3))
+    fusion = HeldOutFusion(least_detail=(0.7, 0.3))
+    weights = fusion.weights(part, part.refined)
+    kept = weights[:, least_weights(fusion) > 0]
+    torch.testing.assert_close(kept, torch.tensor([0.7, 0.3]).expand_as(kept))
+
+
+def test_what_is_faint_stays_where_nothing_speaks_for_it():
+    """Two faint spots in a flat patient; what the held-out photons see of them drowns in noise."""
+    x = torch.arange(96.0) - 48
+    spots = sum(8 * torch.exp(-((x - c) ** 2 + x[:, None] ** 2) / (2 * 3**2)) for c in (-24, 24)).view(1, 1, 96, 96)
+    generator = torch.Generator().manual_seed(0)
+    noise, judge = (sigma * torch.randn(1, 1, 96, 96, generator=generator) for sigma in (20, 60))
+    part = Candidates(spots + noise, spots, spots, torch.zeros_like(spots), noise)
+
+    def kept(least_detail: tuple[float, float]) -> float:
+        fusion = HeldOutFusion(strengths=(), wiener_strengths=(), group_strengths=(), least_detail=least_detail)
+        restored = fusion(part, fusion.weights(part, judge - spots))
+        return float((restored * spots).sum() / spots.square().sum())
+
+    assert kept((0, 0)) < 0.3 and kept((0.8, 0.2)) > 0.75
 
 
 def test_an_image_without_a_body_is_left_alone_but_for_the_least_detail():
     air = Candidates(*(image - 1000 for image in images()[:4]), images().noise)
-    assert not HeldOutFusion(least_detail=0).weights(air, air.low_dose).any()
-    fusion = HeldOutFusion(least_detail=0.3)
+    assert not HeldOutFusion(least_detail=(0, 0)).weights(air, air.low_dose).any()
+    fusion = HeldOutFusion(least_detail=(0.8, 0.2))
     weights = fusion.weights(air, air.low_dose)
     assert torch.equal(weights, least_weights(fusion).clamp_min(0).expand_as(weights))
 
@@ -388,7 +405,7 @@ def test_a_share_outside_zero_and_one_is_refused(fraction):
         HeldOutFusion(fraction)
 
 
-@pytest.mark.parametrize("least_detail", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("least_detail", [0.3, (0.3,), (0.8, 0.2, 0.1), (-0.1, 0.2), (0.8, 1.1), (float("nan"), 0.2)])
 def test_a_least_detail_that_is_no_share_is_refused(least_detail):
     with pytest.raises(ValueError, match="least_detail"):
         HeldOutFusion(least_detail=least_detail)
